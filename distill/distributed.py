@@ -1,0 +1,124 @@
+"""Rank and world from the DeepSpeed launcher, torchrun or SLURM; the few collectives that are used."""
+
+import os
+import re
+import subprocess
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch._C._distributed_c10d import HashStore
+
+from distill.errors import InputError
+
+TIMEOUT = timedelta(hours=2)  # rank 0 may score a large validation set while the others wait
+
+
+@dataclass(frozen=True)
+class World:
+    """One process among all: `rank` of `size`, `local_rank` on its machine, and its device."""
+
+    rank: int
+    size: int
+    local_rank: int
+    device: torch.device
+
+    @property
+    def is_main(self) -> bool:
+        return self.rank == 0
+
+    def barrier(self) -> None:
+        if self.size > 1:
+            dist.barrier()
+
+    def sum(self, values: torch.Tensor) -> torch.Tensor:
+        """The sum over all ranks, in place."""
+        if self.size > 1:
+            dist.all_reduce(values)
+        return values
+
+    def gather(self, value: Any) -> list[Any] | None:
+        """The picklable `value` of every rank in rank order, on rank 0; None elsewhere."""
+        if self.size == 1:
+            return [value]
+        gathered = [None] * self.size if self.is_main else None
+        dist.gather_object(value, gathered)
+        return gathered
+
+    def broadcast(self, value: Any) -> Any:
+        """Rank 0's picklable `value`, on every rank."""
+        if self.size == 1:
+            return value
+        box = [value]
+        dist.broadcast_object_list(box)
+        return box[0]
+
+
+def launched_ranks(environment: Mapping[str, str]) -> dict[str, str]:
+    """RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR, MASTER_PORT for torch, from the environment of a launcher.
+
+    The DeepSpeed launcher and torchrun set them; inside an `srun` step they come from SLURM's variables; otherwise
+    this is one process on its own.
+    """
+    if "RANK" in environment:
+        missing = [k for k in ("WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT") if k not in environment]
+        if missing:
+            raise InputError(
+                f"RANK={environment['RANK']} is set but {', '.join(missing)} not; start the job with deepspeed, "
+                "torchrun or srun, or unset RANK."
+            )
+        return {k: environment[k] for k in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")}
+    if "SLURM_STEP_NUM_TASKS" in environment:  # set by srun only, never in a bare batch script
+        return _from_slurm(environment)
+    return {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0"}
+
+
+def start(environment: Mapping[str, str] = os.environ) -> World:
+    """Join the process group (NCCL where there is a GPU, else gloo) and return this process's place in it."""
+    launched = launched_ranks(environment)
+    os.environ.update(launched)
+    rank, size, local_rank = (int(launched[key]) for key in ("RANK", "WORLD_SIZE", "LOCAL_RANK"))
+    if torch.cuda.is_available():
+        device = torch.device("cuda", local_rank % torch.cuda.device_count())
+        torch.cuda.set_device(device)
+    else:
+        device = torch.device("cpu")
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    if not dist.is_initialized():
+        backend = "nccl" if device.type == "cuda" else "gloo"
+        if size > 1:
+            dist.init_process_group(backend, timeout=TIMEOUT)
+        else:  # DeepSpeed wants a group even for one process: a store in memory needs no port
+            dist.init_process_group(backend, store=HashStore(), rank=0, world_size=1)
+    return World(rank, size, local_rank, device)
+
+
+def stop() -> None:
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def _from_slurm(environment: Mapping[str, str]) -> dict[str, str]:
+    # A port of the job's own; another one after a requeue, since an old process may still hold the first.
+    job, restarts = int(environment["SLURM_JOB_ID"]), int(environment.get("SLURM_RESTART_COUNT", "0"))
+    return {
+        "RANK": environment["SLURM_PROCID"],
+        "WORLD_SIZE": environment["SLURM_STEP_NUM_TASKS"],
+        "LOCAL_RANK": environment["SLURM_LOCALID"],
+        "MASTER_ADDR": environment.get("MASTER_ADDR") or _first_host(environment["SLURM_STEP_NODELIST"]),
+        "MASTER_PORT": environment.get("MASTER_PORT") or str(20000 + (job * 17 + restarts) % 20000),
+    }
+
+
+def _first_host(nodes: str) -> str:
+    """The first host of SLURM's compressed list: `n[03-07,9],m1` -> n03."""
+    if "[" not in nodes:
+        return nodes.split(",")[0]
+    simple = re.fullmatch(r"([^,\[]+)\[(\d+)[-,\d]*\].*", nodes)
+    if simple:
+        return simple[1] + simple[2]
+    command = ["scontrol", "show", "hostnames", nodes]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()[0]

@@ -1,0 +1,70 @@
+"""What a recipe means at a world size: schedule, batch arithmetic, DeepSpeed settings, memory. Pure, no torch."""
+
+import math
+from typing import Any
+
+from distill.families import Shape
+from distill.recipe import Train
+
+BYTES = {"fp32": 4, "bf16": 2}
+
+
+def total_steps(train: Train, steps_per_epoch: float) -> int:
+    """Optimizer steps of the whole training."""
+    if train.steps is not None:
+        return train.steps
+    assert train.epochs is not None
+    return max(1, math.ceil(train.epochs * steps_per_epoch))
+
+
+def learning_rate(train: Train, step: int, steps: int) -> float:
+    """Of optimizer step `step` (0-based) of `steps`: linear warm-up from above zero, then linear decay to zero."""
+    warmup = min(train.warmup_steps, steps)
+    if step < warmup:
+        return train.learning_rate * (step + 1) / warmup
+    return train.learning_rate * (steps - step) / max(1, steps - warmup)
+
+
+def deepspeed_config(train: Train) -> dict[str, Any]:
+    """Settings of the student's engine.
+
+    The caller owns the accumulation (`managed_gradient_accumulation`), since its micro-batches differ in number
+    from step to step; it scales the loss itself, so both batch sizes here are the neutral 1.
+    """
+    return {
+        "train_micro_batch_size_per_gpu": 1,
+        "gradient_accumulation_steps": 1,
+        "managed_gradient_accumulation": False,
+        "gradient_clipping": train.clip_norm,
+        "zero_optimization": {"stage": train.zero_stage},
+        "bf16": {"enabled": train.precision == "bf16"},
+        "steps_per_print": 2**31,
+    }
+
+
+def trainable_parameters(shape: Shape, train: Train) -> int:
+    """Estimated number of parameters that are not frozen."""
+    frozen = 0
+    if "encoder" in train.freeze:
+        frozen += shape.encoder_layers * (4 * shape.width**2 + 2 * shape.width * shape.feed_forward[0])
+    if train.freeze:
+        frozen += shape.vocabulary * shape.width
+    return shape.parameters() - frozen
+
+
+def training_memory_gb(shape: Shape, train: Train, world_size: int) -> float:
+    """Estimated gigabytes per process: weights, gradients, AdamW states by ZeRO stage, and activations.
+
+    States as in ZeRO (Rajbhandari et al. 2020), section 3: fp32 training keeps 4 + 4 + 8 bytes per parameter, bf16
+    training 2 + 2 + 12. Activations are counted as 34 bytes (bf16; twice that in fp32) per token, layer and
+    hidden unit (Korthikanti et al. 2022, equation 1, without attention scores), logits with their gradient.
+    """
+    weights, trained = shape.parameters(), trainable_parameters(shape, train)
+    size = BYTES[train.precision]
+    states = 8 if train.precision == "fp32" else 12
+    shard = [1 if train.zero_stage < stage else world_size for stage in (1, 2, 3)]
+    fixed = weights * size / shard[2] + trained * size / shard[1] + trained * states / shard[0]
+    layers = shape.decoder_layers + (0 if "encoder" in train.freeze else shape.encoder_layers)
+    tokens = train.micro_batch_tokens
+    activations = tokens * layers * shape.width * 17 * size + tokens / 4 * shape.vocabulary * (4 + 4 + size)
+    return (fixed + activations) / 1e9

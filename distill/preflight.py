@@ -1,0 +1,101 @@
+"""What can be said of a recipe's teachers without torch: folders, shapes, whether the students fit them."""
+
+import json
+from pathlib import Path
+
+from distill.errors import InputError
+from distill.families import Shape, shape_of
+from distill.layers import layers_to_copy
+from distill.recipe import Architecture, Recipe, Teacher
+
+DEFAULT_MAX_SOURCE_TOKENS = 1024
+TOKENIZER_FILES = ("tokenizer.json", "spiece.model", "source.spm", "sentencepiece.bpe.model", "vocab.json")
+WEIGHT_FILES = (
+    "model.safetensors",
+    "model.safetensors.index.json",
+    "pytorch_model.bin",
+    "pytorch_model.bin.index.json",
+)
+
+
+def looks_like_folder(model: str) -> bool:
+    """True for a path, False for a hub name (NAME or OWNER/NAME that is no folder here)."""
+    return Path(model).exists() or model.startswith(("/", ".", "~")) or model.count("/") > 1
+
+
+def check_folder(folder: Path) -> None:
+    """InputError where a model folder lacks its config, weights or tokenizer."""
+    if not folder.is_dir():
+        raise InputError(f"{folder} is no folder; expected one written by save_pretrained. Correct the path.")
+    wanted = {"config.json": ("config.json",), "weights": WEIGHT_FILES, "tokenizer": TOKENIZER_FILES}
+    for what, names in wanted.items():
+        if not any((folder / name).is_file() for name in names):
+            raise InputError(
+                f"{folder} has no {what}; expected {' or '.join(names)} in it. "
+                "Save the model and its tokenizer there with save_pretrained."
+            )
+
+
+def check_recipe(recipe: Recipe) -> None:
+    """Everything about teachers and students that can be refused before any work. InputError says what."""
+    for name in recipe.teachers:
+        shape = teacher_shape(recipe, name)
+        if shape:
+            source_limit(shape, recipe.corpus.max_source_tokens, f"teacher {name}")
+    for name, student in recipe.students.items():
+        shape = teacher_shape(recipe, student.teacher)
+        if shape:
+            student_layers(recipe, name, shape)
+
+
+def teacher_shape(recipe: Recipe, name: str) -> Shape | None:
+    """The teacher's shape from its folder or its architecture block; None for a hub name, not looked up here."""
+    teacher: Teacher = recipe.teachers[name]
+    if teacher.architecture and teacher.tokenizer:
+        return _built_shape(teacher.architecture, teacher.tokenizer.vocabulary)
+    assert teacher.model is not None
+    if not looks_like_folder(teacher.model):
+        return None
+    where = f"teachers.{name}.model"
+    try:
+        check_folder(Path(teacher.model))
+    except InputError as error:
+        raise InputError(f"{where}: {error}") from None
+    config = json.loads((Path(teacher.model) / "config.json").read_text(encoding="utf-8"))
+    return shape_of(config, f"{where} ({teacher.model})")
+
+
+def student_layers(recipe: Recipe, name: str, teacher: Shape) -> tuple[list[int], list[int]]:
+    """The encoder and decoder layers that a student copies."""
+    student = recipe.students[name]
+    return (
+        layers_to_copy(teacher.encoder_layers, student.encoder_layers, f"students.{name}.encoder_layers"),
+        layers_to_copy(teacher.decoder_layers, student.decoder_layers, f"students.{name}.decoder_layers"),
+    )
+
+
+def source_limit(shape: Shape, max_source_tokens: int | None, where: str) -> int:
+    """Longest input in tokens: the recipe's, else the model's positions, at most 1024.
+
+    InputError where the recipe asks for more than the model has.
+    """
+    if max_source_tokens is None:
+        return min(shape.positions or DEFAULT_MAX_SOURCE_TOKENS, DEFAULT_MAX_SOURCE_TOKENS)
+    if shape.positions is not None and max_source_tokens > shape.positions:
+        raise InputError(
+            f"corpus.max_source_tokens: {max_source_tokens} given, but {where} has {shape.positions} positions. "
+            f"Expected at most {shape.positions}; lower it, or leave it out."
+        )
+    return max_source_tokens
+
+
+def _built_shape(architecture: Architecture, vocabulary: int) -> Shape:
+    return Shape(
+        model_type=architecture.family,
+        encoder_layers=architecture.encoder_layers,
+        decoder_layers=architecture.decoder_layers,
+        width=architecture.width,
+        vocabulary=vocabulary,
+        positions=architecture.positions if architecture.family == "bart" else None,
+        feed_forward=(architecture.feed_forward, architecture.feed_forward),
+    )

@@ -1,0 +1,236 @@
+"""Recipes from files: defaults < file < `key=value`; all errors at once, each with its dotted path and a hint."""
+
+import difflib
+import re
+import types
+import typing
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, ClassVar
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from distill.errors import InputError
+from distill.recipe import Recipe
+
+
+def load_recipe(path: str | Path, overrides: list[str] | None = None) -> Recipe:
+    """Read, override, validate. InputError lists every error with its dotted path."""
+    raw = _read_yaml(Path(path))
+    for override in overrides or []:
+        _apply_override(raw, override)
+    return parse_recipe(raw, str(path))
+
+
+def parse_recipe(raw: dict[str, Any], where: str = "recipe") -> Recipe:
+    """Validate a recipe given as nested dictionaries."""
+    merged = _with_inherited(raw)
+    try:
+        recipe = Recipe.model_validate(merged)
+    except ValidationError as error:
+        raise InputError(_explain(error, raw, where)) from None
+    unknown = [
+        f"  students.{name}.teacher: {student.teacher!r} is not among the teachers; "
+        f"expected one of {', '.join(recipe.teachers)}"
+        for name, student in recipe.students.items()
+        if student.teacher not in recipe.teachers
+    ]
+    if unknown:
+        raise InputError("\n".join([f"{where} is not a valid recipe:", *unknown]))
+    return recipe
+
+
+def dump_recipe(recipe: Recipe) -> str:
+    """The resolved recipe as YAML, itself a valid recipe: what teachers and students inherit is left to inherit."""
+    data = recipe.model_dump(mode="json")
+    for member in (*data["teachers"].values(), *data["students"].values()):
+        for block in ("train", "evaluate"):
+            if member[block] is not None:
+                member[block] = {k: v for k, v in member[block].items() if v != data[block][k]}
+    return yaml.safe_dump(data, sort_keys=False, allow_unicode=True)
+
+
+def flatten(value: Any, prefix: str = "") -> dict[str, Any]:
+    """Nested dictionaries as {dotted key: value}."""
+    if not isinstance(value, dict) or not value:
+        return {prefix: value}
+    return {k: v for key, child in value.items() for k, v in flatten(child, f"{prefix}.{key}".strip(".")).items()}
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML with `3e-4` as a number and without silent duplicate keys."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
+        for key in keys:
+            if keys.count(key) > 1:
+                raise yaml.constructor.ConstructorError(None, None, f"the key {key!r} stands twice", node.start_mark)
+        return super().construct_mapping(node, deep)
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"^[-+]?(\d+(\.\d*)?|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789")
+)
+
+
+def parse_yaml(text: str) -> Any:
+    return yaml.load(text, Loader=_Loader)  # noqa: S506 - a SafeLoader
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    try:
+        raw = parse_yaml(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(f"cannot read the recipe {path}: {error.strerror}. Give the path of a YAML file.") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise InputError(f"{path} is not valid YAML: {error}. Mend the file.") from None
+    if not isinstance(raw, dict):
+        raise InputError(f"{path} holds {type(raw).__name__}, expected a mapping with the keys name, corpus, teachers.")
+    return raw
+
+
+def _apply_override(raw: dict[str, Any], override: str) -> None:
+    key, separator, text = override.partition("=")
+    if not separator or not key:
+        raise InputError(f"{override!r} given, expected key=value, for example train.learning_rate=3e-4.")
+    try:
+        value = parse_yaml(text)
+    except yaml.YAMLError:
+        raise InputError(f"{override!r}: {text!r} is not a YAML value. Quote it for your shell.") from None
+    *parents, last = key.split(".")
+    block = raw
+    for depth, parent in enumerate(parents):
+        if block.get(parent) is None:
+            block[parent] = {}
+        block = block[parent]
+        if not isinstance(block, dict):
+            path = ".".join(parents[: depth + 1])
+            raise InputError(f"{override!r}: {path} holds a value, not a block of keys. Change the key.")
+    block[last] = value
+
+
+def _with_inherited(raw: dict[str, Any]) -> dict[str, Any]:
+    """`raw` with the `train` and `evaluate` blocks of every teacher and student laid over the recipe's."""
+    merged = dict(raw)
+    for group in ("teachers", "students"):
+        members = raw.get(group)
+        if isinstance(members, dict):
+            merged[group] = {name: _inherit(raw, member, group) for name, member in members.items()}
+    if not _trains(raw) and "train" not in raw:
+        merged["train"] = {"steps": 1}  # nothing is trained: the block is never read
+    return merged
+
+
+def _trains(raw: dict[str, Any]) -> bool:
+    teachers = raw.get("teachers")
+    members = teachers.values() if isinstance(teachers, dict) else ()
+    return bool(raw.get("students")) or any(isinstance(m, dict) and m.get("train") is not None for m in members)
+
+
+def _inherit(raw: dict[str, Any], member: Any, group: str) -> Any:
+    if not isinstance(member, dict):
+        return member
+    inherited = dict(member)
+    for block in ("train", "evaluate"):
+        own = member.get(block)
+        if group == "teachers" and block == "train" and own is None:
+            continue  # a teacher without a train block is not trained
+        if own is None or isinstance(own, dict):
+            shared = raw.get(block)
+            inherited[block] = _lay_over(shared if isinstance(shared, dict) else {}, own or {})
+    return inherited
+
+
+def _lay_over(shared: dict[str, Any], own: dict[str, Any]) -> dict[str, Any]:
+    """`own` over `shared`; of two keys that exclude each other the own one wins."""
+    merged = shared | own
+    for one, other in (("steps", "epochs"), ("epochs", "steps"), ("batch_tokens", "batch_examples")):
+        if own.get(one) is not None and own.get(other) is None:
+            merged[other] = None
+    if own.get("batch_examples") is not None and own.get("batch_tokens") is None:
+        merged["batch_tokens"] = None
+    return merged
+
+
+# ------------------------------------------------------------------------------------------------ errors
+
+
+def _explain(error: ValidationError, raw: dict[str, Any], where: str) -> str:
+    lines = [f"{where} is not a valid recipe:"]
+    for item in error.errors():
+        path = [str(part) for part in item["loc"] if part != "[key]"]
+        if _is_inherited(raw, path):
+            continue  # reported once, where it was written
+        line = _explain_one(item, path)
+        if line not in lines:
+            lines.append(line)
+    return "\n".join(lines)
+
+
+def _is_inherited(raw: dict[str, Any], path: list[str]) -> bool:
+    """True where the error at a member's train.KEY or evaluate.KEY was written in the recipe's own block."""
+    if len(path) < 4 or path[0] not in ("teachers", "students") or path[2] not in ("train", "evaluate"):
+        return False
+    own = raw[path[0]][path[1]].get(path[2]) or {}
+    return path[3] not in own and path[3] in (raw.get(path[2]) or {})
+
+
+def _explain_one(item: Any, path: list[str]) -> str:
+    dotted = ".".join(path)
+    if item["type"] == "extra_forbidden":
+        return f"  {dotted}: unknown key{_did_you_mean(path)}"
+    if item["type"] == "missing":
+        return f"  {dotted}: missing, expected a value"
+    message = item["msg"].removeprefix("Value error, ")
+    given = item["input"]
+    shown = "" if isinstance(given, dict | BaseModel) else f"{given!r} given; "
+    return f"  {dotted or 'recipe'}: {shown}{message[0].lower()}{message[1:]}"
+
+
+def _did_you_mean(path: list[str]) -> str:
+    valid = _keys_at(path[:-1])
+    close = difflib.get_close_matches(path[-1], valid, n=1, cutoff=0.6)
+    if close:
+        return f"; did you mean {close[0]!r}?"
+    nested = [f"{block}.{path[-1]}" for block in ("train", "evaluate") if path[-1] in _keys_at([*path[:-1], block])]
+    if nested:
+        return f"; did you mean {nested[0]!r}?"
+    return f"; expected one of {', '.join(valid)}"
+
+
+def _keys_at(path: list[str]) -> list[str]:
+    """The valid keys of the block at `path`, found by walking the schema."""
+    blocks: list[Any] = [Recipe]
+    for part in path:
+        blocks = [child for block in blocks for child in _children(block, part)]
+    return [name for block in blocks for name in block.model_fields]
+
+
+def _children(block: type[BaseModel], part: str) -> Iterator[Any]:
+    """The blocks below key `part` of a block, or, for a table of named blocks, a stand-in that yields them."""
+    if isinstance(block, _Table):
+        yield from block.blocks
+        return
+    field = block.model_fields.get(part)
+    if field is None:
+        return
+    annotation = field.annotation
+    if typing.get_origin(annotation) is dict:
+        yield _Table(_sections(typing.get_args(annotation)[1]))
+    else:
+        yield from _sections(annotation)
+
+
+class _Table:
+    """A mapping from free names to blocks (teachers, students)."""
+
+    model_fields: ClassVar[dict[str, Any]] = {}
+
+    def __init__(self, blocks: list[type[BaseModel]]) -> None:
+        self.blocks = blocks
+
+
+def _sections(annotation: Any) -> list[type[BaseModel]]:
+    options = typing.get_args(annotation) if typing.get_origin(annotation) in (types.UnionType, typing.Union) else ()
+    return [a for a in (annotation, *options) if isinstance(a, type) and issubclass(a, BaseModel)]

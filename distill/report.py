@@ -1,0 +1,203 @@
+"""The report of a run: a table of the paper's kind, two pictures of the way there, summaries side by side."""
+
+import random
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+
+from distill.families import shape_of
+from distill.files import read_json, read_jsonl
+from distill.pretrained import load_config
+from distill.reading import Row
+from distill.recipe import Student
+from distill.run import Member, Run
+from distill.scores import first_sentence, score
+
+SCORES = ("rouge1", "rouge2", "rougeL")
+
+
+@dataclass(frozen=True)
+class Line:
+    """What the report says of one model."""
+
+    member: Member
+    layers: str
+    scores: dict[str, Any]
+    speed: dict[str, Any]
+    metrics: list[dict[str, Any]]
+    summaries: dict[str, str]
+    teacher: str | None
+
+    @property
+    def minutes(self) -> float | None:
+        values = [row["training_minutes"] for row in self.metrics if "training_minutes" in row]
+        return values[-1] if values else None
+
+    def validations(self, metric: str) -> list[tuple[int, float]]:
+        return [(row["step"], row[metric]) for row in self.metrics if metric in row]
+
+
+def write_report(run: Run, rows: list[Row], folder: Path) -> None:
+    """Write report.md and its pictures to `folder`. `rows` are the test split."""
+    lines = [_line(run, member) for member in run.members()]
+    documents, references = [row["document"] for row in rows], [row["summary"] for row in rows]
+    baseline = score(documents, [first_sentence(text) for text in documents], references, run.recipe.seed)
+    plot_quality_against_speed(lines, baseline, folder / "quality_against_speed.png")
+    trained = [line for line in lines if line.metrics]
+    parts = [
+        _heading(run, rows),
+        "## Results on the test split\n",
+        _results(lines, baseline),
+        "![ROUGE-2 against speed](quality_against_speed.png)\n",
+    ]
+    if trained:
+        plot_training(trained, run, folder)
+        parts += [
+            "## Training\n",
+            _before_and_after(trained, run),
+            "![training loss](training_loss.png)\n",
+            "![validation](validation.png)\n",
+        ]
+    parts += ["## Summaries side by side\n", *_examples(run, lines, rows)]
+    (folder / "report.md").write_text("\n".join(parts), encoding="utf-8")
+
+
+# ------------------------------------------------------------------------------------------------ pictures
+
+
+def plot_quality_against_speed(lines: list[Line], baseline: dict[str, Any], path: Path) -> None:
+    figure, axes = plt.subplots(figsize=(7, 4.5))
+    for line in lines:
+        quality = line.scores["rouge2"]
+        error = [[quality["mean"] - quality["low"]], [quality["high"] - quality["mean"]]]
+        marker = "s" if line.teacher is None else "o"
+        x = line.speed["latency_ms"]
+        axes.errorbar(x, quality["mean"], yerr=error, marker=marker, capsize=3, label=str(line.member))
+    axes.axhline(baseline["rouge2"]["mean"], color="grey", linestyle=":", label="first sentence")
+    axes.set(xlabel="milliseconds per document (batch 1)", ylabel="ROUGE-2 (95 % interval)", xlim=(0, None))
+    axes.legend(fontsize=8)
+    _save(figure, path)
+
+
+def plot_training(lines: list[Line], run: Run, folder: Path) -> None:
+    """training_loss.png and validation.png."""
+    figure, axes = plt.subplots(figsize=(7, 4))
+    for line in lines:
+        points = [(row["step"], row["loss"]) for row in line.metrics if "loss" in row]
+        axes.plot(*zip(*points, strict=True), label=str(line.member), linewidth=1)
+    axes.set(xlabel="optimizer step", ylabel="loss per target token (nats)")
+    axes.legend(fontsize=8)
+    _save(figure, folder / "training_loss.png")
+    figure, axes = plt.subplots(figsize=(7, 4))
+    for line in lines:
+        points = line.validations(run.evaluate_settings(line.member).metric)
+        axes.plot(*zip(*points, strict=True), marker=".", label=str(line.member))
+    axes.set(xlabel="optimizer step", ylabel=f"validation {run.recipe.evaluate.metric}")
+    axes.legend(fontsize=8)
+    _save(figure, folder / "validation.png")
+
+
+def _save(figure: Any, path: Path) -> None:
+    figure.tight_layout()
+    figure.savefig(path, dpi=120, metadata={"Software": None})
+    plt.close(figure)
+
+
+# ------------------------------------------------------------------------------------------------ text
+
+
+def _line(run: Run, member: Member) -> Line:
+    settings = run.settings(member)
+    shape = shape_of(load_config(run.weights(member)), str(member))
+    folder = member.evaluation("test")
+    return Line(
+        member=member,
+        layers=f"{shape.encoder_layers}-{shape.decoder_layers}",
+        scores=read_json(folder / "scores.json"),
+        speed=read_json(member.benchmark),
+        metrics=read_jsonl(member.metrics),
+        summaries={row["id"]: row["summary"] for row in read_jsonl(folder / "predictions.jsonl")},
+        teacher=str(run.member("teachers", settings.teacher)) if isinstance(settings, Student) else None,
+    )
+
+
+def _heading(run: Run, rows: list[Row]) -> str:
+    manifest = read_json(run.corpus / "manifest.json")["splits"]
+    counts = ", ".join(f"{split} {manifest[split]['examples']:,}" for split in manifest)
+    words = manifest["test"]
+    return (
+        f"# {run.recipe.name}\n\nCorpus: {run.recipe.corpus.train} ({counts} examples; test documents of "
+        f"{words['document_words']['mean']:.0f} words, summaries of {words['summary_words']['mean']:.0f}). "
+        f"Seed {run.recipe.seed}. The recipe is [recipe.yaml](../recipe.yaml).\n"
+    )
+
+
+def _results(lines: list[Line], baseline: dict[str, Any]) -> str:
+    latency = {str(line.member): line.speed["latency_ms"] for line in lines}
+    head = "model | layers | M params | MB on disk | ms/doc | speed-up | docs/s | peak MB | ROUGE-1 | ROUGE-2 | ROUGE-L"
+    table = [_row(f"{head} | words | novel bigrams % | training min".split(" | ")), _row(["---"] * 14)]
+    table.append(_row(["first sentence", *["-"] * 7, *_quality(baseline), "-"]))
+    for line in lines:
+        speed = line.speed
+        table.append(
+            _row(
+                [
+                    str(line.member),
+                    line.layers,
+                    f"{speed['parameters'] / 1e6:.1f}",
+                    f"{speed['disk_bytes'] / 1e6:.1f}" if speed["disk_bytes"] else "-",
+                    f"{speed['latency_ms']:.1f}",
+                    f"{latency[line.teacher or str(line.member)] / speed['latency_ms']:.2f}",
+                    f"{speed['documents_per_second']:.1f}",
+                    f"{speed['peak_memory_bytes'] / 1e6:.0f}",
+                    *_quality(line.scores),
+                    f"{line.minutes:.1f}" if line.minutes is not None else "-",
+                ]
+            )
+        )
+    speed = lines[0].speed
+    note = (
+        f"ROUGE: F-measure with stemming on {lines[0].scores['examples']} documents, 95 % bootstrap intervals in "
+        "brackets. Layers: encoder-decoder. ms/doc: latency at batch 1; docs/s: at the best batch size; speed-up: "
+        f"latency against the student's own teacher. Measured on {speed['device']} ({speed['threads']} threads), "
+        "all models in turn.\n"
+    )
+    return "\n".join([*table, "", note])
+
+
+def _quality(scores: dict[str, Any]) -> list[str]:
+    rouge = [f"{scores[m]['mean']:.2f} [{scores[m]['low']:.2f}, {scores[m]['high']:.2f}]" for m in SCORES]
+    novel = scores["novel_bigrams"]
+    return [*rouge, f"{scores['summary_words']:.1f}", f"{novel:.0f}" if novel is not None else "-"]
+
+
+def _before_and_after(lines: list[Line], run: Run) -> str:
+    table = [_row(["model", "metric", "before training", "best", "at step", "steps"]), _row(["---"] * 6)]
+    for line in lines:
+        metric = run.evaluate_settings(line.member).metric
+        curve = line.validations(metric)
+        before = [value for step, value in curve if step == 0]
+        step, best = max(((s, v) for s, v in curve if s > 0), key=lambda point: point[1])
+        shown = f"{before[0]:.2f}" if before else "-"
+        table.append(_row([str(line.member), metric, shown, f"{best:.2f}", str(step), str(curve[-1][0])]))
+    return "\n".join([*table, "", "On the validation sample, with the beams of `evaluate.num_beams`.\n"])
+
+
+def _examples(run: Run, lines: list[Line], rows: list[Row]) -> list[str]:
+    chosen = random.Random(run.recipe.seed).sample(rows, min(run.recipe.report.examples, len(rows)))
+    parts = []
+    for row in chosen:
+        table = [_row(["", "summary"]), _row(["---"] * 2), _row(["gold", row["summary"]])]
+        table += [_row([str(line.member), line.summaries[row["id"]]]) for line in lines]
+        document = row["document"] if len(row["document"]) <= 700 else row["document"][:700] + " ..."
+        parts.append("\n".join([f"### {row['id']}\n", "> " + " ".join(document.split()) + "\n", *table, ""]))
+    return parts
+
+
+def _row(cells: list[str]) -> str:
+    return "| " + " | ".join(" ".join(cell.replace("|", "\\|").split()) for cell in cells) + " |"

@@ -1,0 +1,178 @@
+"""The run directory: where everything is, and what a recipe may still change. Pure paths, no torch."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from distill.errors import InputError
+from distill.files import check_writable, write_text
+from distill.recipe import Evaluate, Recipe, Student, Teacher, Train
+from distill.recipe_file import dump_recipe, flatten, load_recipe
+
+Group = Literal["teachers", "students"]
+Split = Literal["train", "validation", "test"]
+SPLITS: tuple[Split, ...] = ("train", "validation", "test")
+
+# Keys that change how fast or how safely something is computed, or how it is shown, but not what comes out.
+FREE_KEYS = ("micro_batch_tokens", "save_every_steps", "keep_checkpoints", "log_every_steps", "evaluate.batch_tokens")
+
+
+@dataclass(frozen=True)
+class Member:
+    """A teacher or a student of the run and its folder."""
+
+    group: Group
+    name: str
+    folder: Path
+
+    def __str__(self) -> str:
+        return f"{self.group.removesuffix('s')} {self.name}"
+
+    @property
+    def initial(self) -> Path:
+        return self.folder / "initial"
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.folder / "checkpoints"
+
+    @property
+    def best(self) -> Path:
+        return self.folder / "best"
+
+    @property
+    def final(self) -> Path:
+        return self.folder / "final"
+
+    @property
+    def metrics(self) -> Path:
+        return self.folder / "metrics.jsonl"
+
+    @property
+    def tensorboard(self) -> Path:
+        return self.folder / "tensorboard"
+
+    @property
+    def benchmark(self) -> Path:
+        return self.folder / "benchmark.json"
+
+    def evaluation(self, split: Split) -> Path:
+        return self.folder / "evaluation" / split
+
+
+@dataclass(frozen=True)
+class Run:
+    """One recipe and its directory."""
+
+    recipe: Recipe
+    folder: Path
+
+    @property
+    def recipe_file(self) -> Path:
+        return self.folder / "recipe.yaml"
+
+    @property
+    def corpus(self) -> Path:
+        return self.folder / "corpus"
+
+    @property
+    def report(self) -> Path:
+        return self.folder / "report"
+
+    @property
+    def logs(self) -> Path:
+        return self.folder / "logs"
+
+    def split(self, split: Split) -> Path:
+        return self.corpus / f"{split}.parquet"
+
+    def member(self, group: Group, name: str) -> Member:
+        """InputError where the recipe has no such teacher or student."""
+        names = self.recipe.teachers if group == "teachers" else self.recipe.students
+        if name not in names:
+            raise InputError(
+                f"{name!r} is not among the recipe's {group}; expected one of {', '.join(names) or '(none)'}."
+            )
+        return Member(group, name, self.folder / group / name)
+
+    def members(self) -> list[Member]:
+        """All teachers, then all students, in the recipe's order."""
+        teachers = [self.member("teachers", name) for name in self.recipe.teachers]
+        return teachers + [self.member("students", name) for name in self.recipe.students]
+
+    def settings(self, member: Member) -> Teacher | Student:
+        table: dict[str, Any] = self.recipe.teachers if member.group == "teachers" else self.recipe.students
+        settings: Teacher | Student = table[member.name]
+        return settings
+
+    def train_settings(self, member: Member) -> Train | None:
+        """None for a teacher that is taken as it is."""
+        return self.settings(member).train
+
+    def evaluate_settings(self, member: Member) -> Evaluate:
+        return self.settings(member).evaluate or self.recipe.evaluate
+
+    def weights(self, member: Member) -> str:
+        """What to load: the best weights, or the given model of a teacher that is not trained."""
+        settings = self.settings(member)
+        if settings.train is None:
+            assert isinstance(settings, Teacher) and settings.model is not None
+            return settings.model
+        if not member.best.exists():
+            raise InputError(f"{member} has no {member.best}; train it first (python -m jobs.train).")
+        return str(member.best)
+
+
+def open_run(recipe: Recipe, runs: Path) -> Run:
+    """The run of a recipe: its directory is made, or the recipe is compared with the one the run began with."""
+    run = Run(recipe, runs / recipe.name)
+    check_writable(run.folder)
+    if run.recipe_file.exists():
+        refuse_changes(load_recipe(run.recipe_file), recipe, run.folder)
+    text = dump_recipe(recipe)
+    if not run.recipe_file.exists() or run.recipe_file.read_text(encoding="utf-8") != text:
+        write_text(run.recipe_file, text)
+    return run
+
+
+def refuse_changes(begun: Recipe, now: Recipe, folder: Path) -> None:
+    """InputError that names every key that differs; new teachers, new students and FREE_KEYS may change."""
+    old, new = (flatten(recipe.model_dump(mode="json")) for recipe in (begun, now))
+    changed = [
+        f"  {key}: {_shown(old, key)} when the run began, {_shown(new, key)} now"
+        for key in sorted(old.keys() | new.keys())
+        if old.get(key) != new.get(key) and not _may_change(key, begun) and not _echoes(key, old, new)
+    ]
+    if changed:
+        raise InputError(
+            "\n".join(
+                [
+                    f"the recipe has changed since {folder} was begun:",
+                    *changed,
+                    "Expected the same recipe. Change these keys back, give the recipe another name "
+                    f"(name=...), or delete {folder}.",
+                ]
+            )
+        )
+
+
+def _may_change(key: str, begun: Recipe) -> bool:
+    group, _, rest = key.partition(".")
+    name = rest.partition(".")[0]
+    is_new = (group == "students" and name not in begun.students) or (
+        group == "teachers" and name not in begun.teachers
+    )
+    return is_new or key.endswith(FREE_KEYS) or group in ("benchmark", "report") or key == "students"
+
+
+def _echoes(key: str, old: dict[str, Any], new: dict[str, Any]) -> bool:
+    """True for students.NAME.train.KEY where train.KEY itself changed in the same way: it is reported once."""
+    for block in (".train.", ".evaluate."):
+        if block in key:
+            shared = block.strip(".") + "." + key.partition(block)[2]
+            return (old.get(shared), new.get(shared)) == (old.get(key), new.get(key))
+    return False
+
+
+def _shown(flat: dict[str, Any], key: str) -> str:
+    return repr(flat[key]) if key in flat else "absent"

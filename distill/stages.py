@@ -1,0 +1,82 @@
+"""The stages of a run: their order, what each waits for, and whether its output is complete. Files only, no torch."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from distill.files import read_json, sha256_file
+from distill.recipe import Student
+from distill.run import Member, Run
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One job of the graph. `all_processes`: runs on every GPU (or CPU process) instead of one process."""
+
+    job: str
+    member: Member | None
+    needs: tuple[str, ...]
+    is_complete: Callable[[], bool] = field(compare=False)
+    all_processes: bool = False
+
+    @property
+    def name(self) -> str:
+        """Also the stem of its log file."""
+        return stage_name(self.job, self.member)
+
+    @property
+    def arguments(self) -> list[str]:
+        """The job's arguments after the recipe."""
+        return [f"--{self.member.group.removesuffix('s')}", self.member.name] if self.member else []
+
+
+def stage_name(job: str, member: Member | None) -> str:
+    if member is None:
+        return job
+    return f"teacher-{member.name}" if job == "teacher" else f"{job}-{member.group.removesuffix('s')}-{member.name}"
+
+
+def stages(run: Run) -> list[Stage]:
+    """All stages in an order that respects their needs: prepare, teachers, students, benchmark, report."""
+    graph = [Stage("prepare", None, (), run.corpus.exists)]
+    for member in run.members():
+        graph += _stages_of(run, member)
+    evaluated = tuple(stage.name for stage in graph if stage.job == "evaluate")
+    benchmarks = [member.benchmark for member in run.members()]
+    graph.append(Stage("benchmark", None, evaluated, lambda: all(path.exists() for path in benchmarks)))
+    graph.append(Stage("report", None, ("benchmark",), lambda: report_is_current(run)))
+    return graph
+
+
+def _stages_of(run: Run, member: Member) -> list[Stage]:
+    """Initial weights -> train -> evaluate, or only evaluate for a teacher that is taken as it is."""
+    evaluation = (member.evaluation("test") / "scores.json").exists
+    settings = run.settings(member)
+    if settings.train is None:
+        return [Stage("evaluate", member, ("prepare",), evaluation, all_processes=True)]
+    if isinstance(settings, Student):
+        teacher = run.member("teachers", settings.teacher)
+        ready = "prepare" if run.settings(teacher).train is None else stage_name("train", teacher)
+        initial = Stage("shrink", member, (ready,), member.initial.exists)
+    else:
+        initial = Stage("teacher", member, ("prepare",), member.initial.exists)
+    train = Stage("train", member, (initial.name,), member.final.exists, all_processes=True)
+    return [initial, train, Stage("evaluate", member, (train.name,), evaluation, all_processes=True)]
+
+
+def report_inputs(run: Run) -> dict[str, Path]:
+    """The files that decide what the report says, by their path in the run."""
+    files = [run.corpus / "manifest.json"]
+    for member in run.members():
+        files += [member.evaluation("test") / "scores.json", member.benchmark]
+    return {str(file.relative_to(run.folder)): file for file in files}
+
+
+def report_is_current(run: Run) -> bool:
+    """True where the report was made of exactly the files that are there now."""
+    manifest = run.report / "manifest.json"
+    files = report_inputs(run)
+    if not manifest.exists() or not all(file.exists() for file in files.values()):
+        return False
+    hashes: dict[str, str] = read_json(manifest)
+    return hashes == {name: sha256_file(file) for name, file in files.items()}

@@ -1,0 +1,81 @@
+"""Shrink a teacher: a student with some of its layers and everything else as it is."""
+
+import copy
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoModelForSeq2SeqLM, PreTrainedModel
+
+from distill.families import depth_fields, family_of, first_layer_key, teacher_key
+
+RECORD = "distilled_from"  # the config field that says where a student comes from
+
+
+def shrink(
+    teacher: PreTrainedModel, encoder_layers: list[int], decoder_layers: list[int], name: str
+) -> PreTrainedModel:
+    """A student made of the given teacher layers (0-based); all other weights are copied as they are.
+
+    The student's config records `name` and the copied layers under `distilled_from`. (Shleifer & Rush 2020, 2.1.)
+    """
+    family = family_of(teacher.config.model_type, name)
+    config = copy.deepcopy(teacher.config)
+    for field, depth in depth_fields(family, len(encoder_layers), len(decoder_layers)).items():
+        if hasattr(config, field):
+            setattr(config, field, depth)
+    record = {"teacher": name, "encoder_layers": encoder_layers, "decoder_layers": decoder_layers}
+    setattr(config, RECORD, record)
+    student: PreTrainedModel = AutoModelForSeq2SeqLM.from_config(config, dtype=teacher.dtype)
+    source = teacher.state_dict()
+    weights = {}
+    for key in student.state_dict():
+        copied_from = teacher_key(family, key, encoder_layers, decoder_layers)
+        weights[key] = source[copied_from if copied_from in source else first_layer_key(family, copied_from)]
+    student.load_state_dict(weights)
+    student.tie_weights()
+    student.generation_config = copy.deepcopy(teacher.generation_config)
+    student.eval()
+    return student
+
+
+def freeze(model: PreTrainedModel, parts: Sequence[str]) -> None:
+    """Stop the training of the `encoder`, the `embeddings` (tokens and positions), or both.
+
+    Token embeddings are shared in these families: freezing the encoder freezes them for the decoder and the
+    projection to the vocabulary too, as in the published runs.
+    """
+    if "encoder" in parts:
+        for parameter in model.get_encoder().parameters():
+            parameter.requires_grad = False
+    if "embeddings" in parts:
+        for name, module in model.named_modules():
+            if isinstance(module, torch.nn.Embedding) and not _inside_layer(model, name):
+                module.weight.requires_grad = False
+
+
+def set_dropout(model: PreTrainedModel, rate: float | None) -> None:
+    """Give every dropout of the model this rate; None leaves the model's own."""
+    if rate is None:
+        return
+    for name in family_of(model.config.model_type, "dropout").dropouts:
+        setattr(model.config, name, rate)
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = rate
+        for name in ("dropout", "attention_dropout", "activation_dropout"):
+            if isinstance(getattr(module, name, None), float):  # BART-like layers keep rates as plain numbers
+                setattr(module, name, rate)
+
+
+def save_model(model: PreTrainedModel, tokenizer: Any, folder: Path, weights: dict[str, Any] | None = None) -> None:
+    """Write Hugging Face format that loads with `from_pretrained` and nothing of ours."""
+    model.save_pretrained(folder, state_dict=weights)
+    tokenizer.save_pretrained(folder)
+
+
+def _inside_layer(model: PreTrainedModel, name: str) -> bool:
+    """T5 keeps its relative position bias as an Embedding inside block 0: a part of the layer."""
+    family = family_of(model.config.model_type, "freeze")
+    return name.startswith((family.encoder_layer, family.decoder_layer))

@@ -1,0 +1,89 @@
+"""What a training tells the outside: metrics.jsonl, TensorBoard, a progress bar or log lines. Rank 0 only."""
+
+import logging
+import time
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from distill.files import append_jsonl, read_jsonl, write_jsonl
+from distill.run import Member
+
+log = logging.getLogger(__name__)
+
+
+class NullTracker:
+    """Tells nobody: the tracker of ranks other than 0."""
+
+    def record(self, step: int, values: dict[str, Any]) -> None:
+        """Add one record; `values` are numbers by name."""
+
+    def advance(self, step: int, tokens: int, padded_tokens: int) -> None:
+        """Step `step` is done, which read so many tokens (source and target, all ranks; without and with padding)."""
+
+    def speed(self) -> dict[str, float]:
+        """Tokens per second, share of padding and seconds left, since the last call."""
+        return {}
+
+    def close(self) -> None:
+        """Flush and end the display."""
+
+
+class Tracker(NullTracker):
+    """Writes the records of one training; those after `step` (of a killed attempt) are removed first."""
+
+    def __init__(self, member: Member, step: int, steps: int) -> None:
+        from torch.utils.tensorboard import SummaryWriter
+
+        write_jsonl(member.metrics, [row for row in read_jsonl(member.metrics) if row["step"] <= step])
+        self._file = member.metrics
+        self._board = SummaryWriter(str(member.tensorboard), purge_step=step + 1)
+        self._steps, self._step = steps, step
+        self._last_step, self._last_time, self._tokens = step, time.monotonic(), 0
+        self._padded = 0
+        console = Console(stderr=True)
+        self._bar = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[rate]}"),
+            TimeRemainingColumn(),
+            console=console,
+            disable=not console.is_terminal,
+        )
+        self._task = self._bar.add_task(str(member), total=steps, completed=step, rate="")
+        self._bar.start()
+
+    def record(self, step: int, values: dict[str, Any]) -> None:
+        append_jsonl(self._file, {"step": step, "time": time.time(), **values})
+        for name, value in values.items():
+            if isinstance(value, int | float):
+                self._board.add_scalar(name, value, step)
+        shown = "  ".join(f"{name} {_short(value)}" for name, value in values.items())
+        log.info("step %d/%d  %s", step, self._steps, shown)
+
+    def advance(self, step: int, tokens: int, padded_tokens: int) -> None:
+        self._step, self._tokens, self._padded = step, self._tokens + tokens, self._padded + padded_tokens
+        self._bar.update(self._task, completed=step)
+
+    def speed(self) -> dict[str, float]:
+        now = time.monotonic()
+        seconds, done = now - self._last_time, self._step - self._last_step
+        values = {
+            "tokens_per_second": round(self._tokens / seconds, 1),
+            "padding": round(1 - self._tokens / max(1, self._padded), 4),
+            "seconds_left": round(seconds / max(1, done) * (self._steps - self._step), 1),
+        }
+        self._last_step, self._last_time, self._tokens = self._step, now, 0
+        self._padded = 0
+        self._bar.update(self._task, rate=f"{values['tokens_per_second']:,.0f} tokens/s")
+        return values
+
+    def close(self) -> None:
+        self._bar.stop()
+        self._board.close()
+
+
+def _short(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)

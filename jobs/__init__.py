@@ -1,0 +1,1 @@
+"""What runs: one module a stage of a run. `python -m jobs.JOB RECIPE [--student NAME] [key=value ...]`."""

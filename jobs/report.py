@@ -1,0 +1,40 @@
+"""python -m jobs.report RECIPE [key=value ...]
+
+report/report.md: the table of quality and speed, the pictures, ten documents with every summary.
+"""
+
+import logging
+
+from distill.errors import InputError
+from jobs.start import Arguments, main
+
+log = logging.getLogger(__name__)
+
+
+def report(arguments: Arguments) -> None:
+    from distill.stages import report_inputs, report_is_current
+
+    run = arguments.run
+    missing = [name for name, file in report_inputs(run).items() if not file.exists()]
+    if missing:
+        raise InputError(
+            f"the report of {run.folder} lacks {', '.join(missing)}; run the stages that make them first "
+            "(python -m launch run does all of them)."
+        )
+    if report_is_current(run):
+        log.info("%s is complete", run.report)
+        return
+
+    from distill.corpus import read_split
+    from distill.files import atomic_folder, sha256_file, write_json
+    from distill.report import write_report
+
+    with atomic_folder(run.report) as folder:
+        write_report(run, read_split(run.split("test")), folder)
+        hashes = {name: sha256_file(file) for name, file in report_inputs(run).items()}
+        write_json(folder / "manifest.json", hashes)
+    log.info("wrote %s", run.report / "report.md")
+
+
+if __name__ == "__main__":
+    main(report, "report")

@@ -1,0 +1,53 @@
+"""python -m jobs.shrink RECIPE --student NAME [key=value ...]
+
+The student: its teacher with fewer layers, written to students/NAME/initial in Hugging Face format.
+"""
+
+import logging
+
+from jobs.start import Arguments, main
+
+log = logging.getLogger(__name__)
+
+
+def shrink_teacher(arguments: Arguments) -> None:
+    from distill.errors import InputError
+    from distill.recipe import Student
+
+    run, member = arguments.run, arguments.member
+    assert member is not None
+    settings = run.settings(member)
+    if not isinstance(settings, Student):
+        raise InputError(f"{member} is no student; give --student NAME.")
+    if member.initial.exists():
+        log.info("%s is complete", member.initial)
+        return
+
+    from distill.families import shape_of
+    from distill.files import atomic_folder
+    from distill.preflight import source_limit, student_layers
+    from distill.pretrained import load_model, load_tokenizer
+    from distill.student import save_model, shrink
+
+    weights = run.weights(run.member("teachers", settings.teacher))
+    teacher, tokenizer = load_model(weights), load_tokenizer(weights)
+    shape = shape_of(teacher.config.to_dict(), settings.teacher)
+    source_limit(shape, run.recipe.corpus.max_source_tokens, f"teacher {settings.teacher}")
+    encoder_layers, decoder_layers = student_layers(run.recipe, member.name, shape)
+    # A path would tell where, not what: a teacher of this run goes by its name.
+    name = run.recipe.teachers[settings.teacher].model or settings.teacher
+    student = shrink(teacher, encoder_layers, decoder_layers, name)
+    with atomic_folder(member.initial) as folder:
+        save_model(student, tokenizer, folder)
+    log.info(
+        "%s: encoder layers %s, decoder layers %s, %.1f of %.1f M parameters",
+        member,
+        encoder_layers,
+        decoder_layers,
+        student.num_parameters() / 1e6,
+        teacher.num_parameters() / 1e6,
+    )
+
+
+if __name__ == "__main__":
+    main(shrink_teacher, "shrink", needs_member=True)

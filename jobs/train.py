@@ -1,0 +1,52 @@
+"""deepspeed --module jobs.train RECIPE --student NAME [key=value ...]     (or torchrun, srun, python -m)
+
+Fine-tune a student (or --teacher NAME: a teacher of the recipe's own) with DeepSpeed, from its initial weights or the
+newest complete checkpoint; leaves best/ and final/.
+"""
+
+import logging
+
+from jobs.start import Arguments, main
+
+log = logging.getLogger(__name__)
+
+
+def train(arguments: Arguments) -> None:
+    from distill.errors import InputError
+
+    run, member = arguments.run, arguments.member
+    assert member is not None
+    settings = run.train_settings(member)
+    if settings is None:
+        raise InputError(f"{member} is not trained by this recipe. Give a student, or a teacher with a train block.")
+    if member.final.exists():
+        log.info("%s is complete", member.final)
+        return
+    if not member.initial.exists():
+        raise InputError(f"{member} has no {member.initial}; run jobs.shrink (or jobs.teacher) first.")
+
+    from distill import distributed
+    from distill.data import load_training_data
+    from distill.pretrained import DTYPES, load_model, load_tokenizer
+    from distill.trainer import Trainer
+
+    world = distributed.start()
+    tokenizer = load_tokenizer(member.initial)
+    model = load_model(member.initial, DTYPES[settings.precision])
+    evaluate = run.evaluate_settings(member)
+    data = load_training_data(run, tokenizer, model, evaluate)
+    trainer = Trainer(member, model, tokenizer, data, settings, evaluate, run.recipe.seed, world)
+    log.info(
+        "%s: %d examples, %d steps on %d process(es), %s; cut at their limits: %s",
+        member,
+        len(data.train),
+        trainer.steps,
+        world.size,
+        world.device.type,
+        data.train.truncated,
+    )
+    trainer.run()
+
+
+if __name__ == "__main__":
+    main(train, "train", needs_member=True)
