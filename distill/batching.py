@@ -15,9 +15,9 @@ from typing import Any
 
 import torch
 
+from distill.losses import IGNORED
 from distill.reading import Row
 
-IGNORED = -100  # a label that does not count
 STEPS_PER_BUCKET = 50  # examples of this many steps are sorted by length together
 
 

@@ -18,7 +18,7 @@ from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
-MIN_DOCUMENT_WORDS, MAX_DOCUMENT_WORDS = 20, 400
+MIN_DOCUMENT_WORDS, MAX_DOCUMENT_WORDS = 10, 400
 MIN_SUMMARY_WORDS, MAX_SUMMARY_WORDS = 4, 40
 # Tables, code, directives and parameter lists are no prose: a document is cut where they begin.
 NOT_PROSE = re.compile(r"^\s*(>>>|\.\. |[-=~^*+#|]{3,}|@|:\w|\|)")

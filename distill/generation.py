@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
-from transformers import GenerationConfig, PreTrainedModel
+from transformers import DynamicCache, EncoderDecoderCache, GenerationConfig, PreTrainedModel
 
 from distill.distributed import World
 from distill.recipe import Generation
@@ -32,7 +32,7 @@ def generation_config(model: PreTrainedModel, overrides: Generation, max_target_
     if config.max_new_tokens is None and config.max_length in (None, HF_DEFAULT_MAX_LENGTH):
         config.max_length, config.max_new_tokens = None, max_target_tokens
     if config.num_beams in (None, 1):  # settings of beam search that greedy search would warn about
-        config.num_beams, config.early_stopping, config.length_penalty = 1, None, None
+        config.num_beams, config.early_stopping, config.length_penalty = 1, False, 1.0
     return config
 
 
@@ -66,6 +66,9 @@ def generate(
                 input_ids=input_ids_BS.to(device),
                 attention_mask=mask_BS.to(device),
                 generation_config=config,
+                # Made here, since transformers sizes its own by the encoder's depth: too few for a T5 whose decoder
+                # is the deeper one.
+                past_key_values=EncoderDecoderCache(DynamicCache(), DynamicCache()),
                 synced_gpus=False,  # replicas stop apart from each other
             )
         texts = tokenizer.batch_decode(output, skip_special_tokens=True, clean_up_tokenization_spaces=False)

@@ -1,0 +1,59 @@
+from typing import Any
+
+import torch
+
+from distill.distributed import World
+from distill.generation import generate, generation_config, plan_batches, summarize
+from distill.pretrained import build_model, train_tokenizer
+from distill.recipe import Architecture, Generation, Tokenizer
+from tests.conftest import make_model, make_rows
+
+ALONE = World(0, 1, 0, torch.device("cpu"))
+
+
+def test_batches_hold_every_document_once() -> None:
+    lengths = [5, 90, 17, 17, 3, 40]
+    batches = plan_batches(lengths, 100)
+    assert sorted(i for batch in batches for i in batch) == list(range(6))
+    assert batches[0] == [1], "longest first"
+    assert all(len(batch) == 1 or len(batch) * max(lengths[i] for i in batch) <= 100 for batch in batches)
+
+
+def test_summaries_come_in_corpus_order_whatever_the_batches(tokenizer: Any) -> None:
+    model = make_model("bart", tokenizer, noise=0.5)
+    source = [ids[:40] for ids in tokenizer([row["document"] for row in make_rows(7)])["input_ids"]]
+    config = generation_config(model, Generation(), 12)
+    one_by_one = [next(generate(model, tokenizer, source, config, [[i]], ALONE.device))[1][0] for i in range(7)]
+    assert len(set(one_by_one)) > 1
+    assert summarize(model, tokenizer, source, config, 60, ALONE) == one_by_one
+    assert summarize(model, tokenizer, source, config, 10**6, ALONE) == one_by_one
+
+
+def test_the_models_own_settings_and_overrides(tokenizer: Any) -> None:
+    model = make_model("bart", tokenizer)
+    own = generation_config(model, Generation(), 12)
+    assert (own.num_beams, own.max_new_tokens) == (3, 7)
+    over = generation_config(model, Generation(num_beams=5, max_new_tokens=9, length_penalty=0.5), 12)
+    assert (over.num_beams, over.max_new_tokens, over.length_penalty) == (5, 9, 0.5)
+    assert model.generation_config.num_beams == 3, "the model's own stay as they are"
+    model.generation_config.max_new_tokens = None
+    assert generation_config(model, Generation(), 12).max_new_tokens == 12, "never the default of 20"
+    model.generation_config.max_length = 142
+    assert generation_config(model, Generation(), 12).max_length == 142
+
+
+def test_a_model_from_scratch(tmp_path: Any) -> None:
+    rows = make_rows(300)
+    for family in ("bart", "t5"):
+        for kind, vocabulary in (("bpe", 320), ("sentencepiece", 45)):
+            settings = Tokenizer.model_construct(kind=kind, vocabulary=vocabulary)
+            texts = (row["document"] for row in rows)
+            tokenizer = train_tokenizer(settings, family, texts)
+            assert len(tokenizer) == vocabulary
+            ids = tokenizer(rows[0]["document"])["input_ids"]
+            assert ids[-1] == tokenizer.eos_token_id and (family == "t5" or ids[0] == tokenizer.bos_token_id)
+            assert tokenizer.decode(ids, skip_special_tokens=True).strip() == rows[0]["document"]
+            shape = Architecture(family=family, width=16, encoder_layers=1, decoder_layers=2, heads=2, feed_forward=8)
+            model = build_model(shape, tokenizer, 9)
+            summary = summarize(model.eval(), tokenizer, [ids], generation_config(model, Generation(), 9), 99, ALONE)
+            assert summary is not None and len(summary) == 1

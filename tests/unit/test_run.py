@@ -1,0 +1,164 @@
+"""The run directory, its stages, and what a launcher and a reader make of them."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from distill.errors import InputError
+from distill.files import append_jsonl, write_json
+from distill.preflight import check_folder, check_recipe
+from distill.recipe_file import parse_recipe
+from distill.run import Run, open_run
+from distill.stages import stages
+from launch.state import stage_state
+from launch.status import progress
+from tests.unit.test_recipe import recipe
+
+SCRATCH = {
+    "architecture": {
+        "family": "bart",
+        "width": 8,
+        "encoder_layers": 2,
+        "decoder_layers": 4,
+        "heads": 2,
+        "feed_forward": 8,
+    },
+    "tokenizer": {"kind": "bpe", "vocabulary": 300},
+    "train": {},
+}
+
+
+def make_run(tmp_path: Path, **changes: Any) -> Run:
+    return Run(parse_recipe(recipe(**changes)), tmp_path / "x")
+
+
+def test_the_graph_of_a_given_and_a_trained_teacher(tmp_path: Path) -> None:
+    run = make_run(
+        tmp_path,
+        teachers={"given": {"model": "a/b"}, "own": SCRATCH},
+        students={"s": {"teacher": "given"}, "o": {"teacher": "own"}},
+    )
+    graph = {stage.name: stage for stage in stages(run)}
+    assert list(graph) == [
+        "prepare", "evaluate-teacher-given", "teacher-own", "train-teacher-own", "evaluate-teacher-own",
+        "shrink-student-s", "train-student-s", "evaluate-student-s",
+        "shrink-student-o", "train-student-o", "evaluate-student-o", "benchmark", "report",
+    ]  # fmt: skip
+    assert graph["shrink-student-o"].needs == ("train-teacher-own",)
+    assert graph["shrink-student-s"].needs == ("prepare",)
+    seen: set[str] = set()
+    for stage in stages(run):
+        assert set(stage.needs) <= seen, "an order that respects the needs"
+        assert not stage.is_complete()
+        seen.add(stage.name)
+
+
+def test_files_decide_what_is_complete(tmp_path: Path) -> None:
+    run = make_run(tmp_path)
+    student = run.member("students", "s")
+    graph = {stage.name: stage for stage in stages(run)}
+    for name, path in (
+        ("prepare", run.corpus),
+        ("shrink-student-s", student.initial),
+        ("train-student-s", student.final),
+    ):
+        assert not graph[name].is_complete()
+        path.mkdir(parents=True)
+        assert graph[name].is_complete()
+    scores = student.evaluation("test") / "scores.json"
+    scores.parent.mkdir(parents=True)
+    write_json(scores, {})
+    assert graph["evaluate-student-s"].is_complete()
+
+
+def test_states() -> None:
+    known = {
+        "a": {"state": "running", "process": 2**22 + 1},
+        "b": {"state": "failed"},
+        "c": {"state": "running", "process": 1},
+    }
+    assert [stage_state(known, name, False) for name in ("a", "b", "c", "d")] == [
+        "stopped",
+        "failed",
+        "running",
+        "waiting",
+    ]
+    assert stage_state(known, "b", True) == "done"
+
+
+def test_progress_is_read_from_the_metrics(tmp_path: Path) -> None:
+    run = make_run(tmp_path)
+    stage = next(stage for stage in stages(run) if stage.name == "train-student-s")
+    assert stage.member is not None and progress(run, stage).text() == ""
+    stage.member.folder.mkdir(parents=True)
+    row = {"step": 5, "steps": 10, "tokens_per_second": 1234.5, "seconds_left": 61.0}
+    append_jsonl(stage.member.metrics, row)
+    append_jsonl(stage.member.metrics, {"step": 6, "rouge2": 1.0})
+    assert progress(run, stage).text() == "step 5/10  1,234 tokens/s  0:01:01 left"
+
+
+def test_a_changed_recipe_is_refused_by_key(tmp_path: Path) -> None:
+    open_run(parse_recipe(recipe()), tmp_path)
+    with pytest.raises(InputError) as error:
+        open_run(parse_recipe(recipe(train={"steps": 11}, seed=1)), tmp_path)
+    message = str(error.value)
+    assert "train.steps: 10 when the run began, 11 now" in message and "seed: 42 when the run began, 1 now" in message
+    assert "students.s.train.steps" not in message, "what is inherited is reported once"
+    assert "name=" in message and str(tmp_path / "x") in message
+    with pytest.raises(InputError, match=r"students.s.decoder_layers: 2 when the run began, 1 now"):
+        open_run(parse_recipe(recipe(students={"s": {"teacher": "t", "decoder_layers": 1}})), tmp_path)
+    with pytest.raises(InputError, match=r"students.s.teacher: 't' when the run began, absent now"):
+        open_run(parse_recipe(recipe(students={})), tmp_path)
+
+
+def test_what_may_change(tmp_path: Path) -> None:
+    open_run(parse_recipe(recipe()), tmp_path)
+    more = recipe(train={"steps": 10, "micro_batch_tokens": 64, "save_every_steps": 3})
+    more["students"]["new"] = {"teacher": "t", "train": {"steps": 99}}
+    open_run(parse_recipe(more), tmp_path)
+    assert parse_recipe(more) == open_run(parse_recipe(more), tmp_path).recipe
+    with pytest.raises(InputError, match="students.new.train.steps: 99 when the run began, 98 now"):
+        more["students"]["new"]["train"]["steps"] = 98
+        open_run(parse_recipe(more), tmp_path)
+
+
+def test_members_are_found_by_name(tmp_path: Path) -> None:
+    run = make_run(tmp_path)
+    assert run.weights(run.member("teachers", "t")) == "some/model"
+    with pytest.raises(InputError, match="'q' is not among the recipe's students; expected one of s"):
+        run.member("students", "q")
+    with pytest.raises(InputError, match="train it first"):
+        run.weights(run.member("students", "s"))
+
+
+def test_students_are_checked_against_their_teacher() -> None:
+    for student, message in (
+        ({"decoder_layers": 5}, r"students\.s\.decoder_layers: 5 layers asked for, but the teacher has 4"),
+        ({"encoder_layers": [0, 2]}, r"students\.s\.encoder_layers: layers \[2\] are out of range"),
+    ):
+        with pytest.raises(InputError, match=message):
+            check_recipe(parse_recipe(recipe(teachers={"t": SCRATCH}, students={"s": {"teacher": "t", **student}})))
+    too_long = {"train": "docstrings", "max_source_tokens": 513}
+    with pytest.raises(InputError, match="max_source_tokens: 513 given, but teacher t has 512 positions"):
+        check_recipe(parse_recipe(recipe(teachers={"t": SCRATCH}, corpus=too_long)))
+
+
+def test_teacher_folders_are_checked(tmp_path: Path) -> None:
+    folder = tmp_path / "m"
+    with pytest.raises(InputError, match="is no folder"):
+        check_folder(folder)
+    folder.mkdir()
+    for missing, name in (
+        ("config.json", "config.json"),
+        ("weights", "model.safetensors"),
+        ("tokenizer", "tokenizer.json"),
+    ):
+        with pytest.raises(InputError, match=f"has no {missing}; expected {name}"):
+            check_folder(folder)
+        write_json(folder / name, {"model_type": "gpt2"})
+    check_folder(folder)
+    with pytest.raises(
+        InputError, match="model type 'gpt2' is not known; expected one of bart, marian, mbart, pegasus, t5"
+    ):
+        check_recipe(parse_recipe(recipe(teachers={"t": {"model": str(folder)}})))

@@ -1,0 +1,94 @@
+"""Shrinking, for every family: the student's weights are the teacher's chosen layers and everything else."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoModelForSeq2SeqLM, AutoTokenizer, pipeline
+
+from distill.families import FAMILIES
+from distill.student import freeze, save_model, set_dropout, shrink
+from tests.conftest import STARTS, make_model
+
+ENCODER, DECODER = [0, 2], [1, 3]
+
+
+def teacher_name(family: str, key: str) -> str:
+    """The teacher's weight behind a student's, said independently of the library."""
+    for prefix, layers in ((FAMILIES[family].encoder_layer, ENCODER), (FAMILIES[family].decoder_layer, DECODER)):
+        if key.startswith(prefix):
+            number, rest = key.removeprefix(prefix).split(".", 1)
+            if "relative_attention_bias" in rest:
+                return f"{prefix}0.{rest}"  # T5 keeps it in block 0 only
+            return f"{prefix}{layers[int(number)]}.{rest}"
+    return key
+
+
+@pytest.mark.parametrize("family", sorted(STARTS))
+def test_weight_for_weight(family: str, tokenizer: Any, tmp_path: Path) -> None:
+    teacher = make_model(family, tokenizer)
+    student = shrink(teacher, ENCODER, DECODER, "t")
+    save_model(student, tokenizer, tmp_path)
+    reloaded = AutoModelForSeq2SeqLM.from_pretrained(tmp_path)
+    expected = teacher.state_dict()
+    for model in (student, reloaded):
+        weights = model.state_dict()
+        assert len(weights) > 20
+        for key, value in weights.items():
+            assert torch.equal(value, expected[teacher_name(family, key)]), key
+    assert reloaded.config.distilled_from == {"teacher": "t", "encoder_layers": ENCODER, "decoder_layers": DECODER}
+    assert reloaded.generation_config.num_beams == 3 and reloaded.generation_config.max_new_tokens == 7
+
+
+@pytest.mark.parametrize("family", sorted(STARTS))
+def test_tied_weights_stay_tied(family: str, tokenizer: Any, tmp_path: Path) -> None:
+    save_model(shrink(make_model(family, tokenizer), ENCODER, DECODER, "t"), tokenizer, tmp_path)
+    model = AutoModelForSeq2SeqLM.from_pretrained(tmp_path)
+    shared = model.get_input_embeddings().weight
+    assert model.lm_head.weight.data_ptr() == shared.data_ptr()
+    assert model.get_encoder().embed_tokens.weight.data_ptr() == shared.data_ptr()
+    assert model.get_decoder().embed_tokens.weight.data_ptr() == shared.data_ptr()
+
+
+def test_all_layers_make_the_same_function(tokenizer: Any) -> None:
+    teacher = make_model("bart", tokenizer)
+    student = shrink(teacher, [0, 1, 2], [0, 1, 2, 3], "t")
+    ids = torch.tensor([[0, 5, 6, 7, 2]])
+    torch.testing.assert_close(student(ids, decoder_input_ids=ids).logits, teacher(ids, decoder_input_ids=ids).logits)
+
+
+def test_a_student_works_in_plain_transformers(tokenizer: Any, tmp_path: Path) -> None:
+    """With generate, and in a pipeline (5.x keeps no text-to-text pipeline; feature extraction runs any model)."""
+    save_model(shrink(make_model("bart", tokenizer), [0], [0], "t"), tokenizer, tmp_path)
+    reloaded = AutoTokenizer.from_pretrained(tmp_path)
+    batch = reloaded(["the quick brown fox"], return_tensors="pt")
+    assert batch["input_ids"].tolist() == [tokenizer("the quick brown fox")["input_ids"]]
+    output = AutoModelForSeq2SeqLM.from_pretrained(tmp_path).generate(**batch)
+    assert 1 < output.shape[1] <= 8  # the start token and the seven of its own generation config
+    features = pipeline("feature-extraction", model=str(tmp_path), tokenizer=str(tmp_path))("the quick brown fox")
+    assert len(features[0][0]) == 16
+
+
+@pytest.mark.parametrize("family", sorted(STARTS))
+def test_freezing(family: str, tokenizer: Any) -> None:
+    model = make_model(family, tokenizer)
+    freeze(model, ["encoder"])
+    frozen = {name for name, parameter in model.named_parameters() if not parameter.requires_grad}
+    assert any(name.startswith(FAMILIES[family].encoder_layer) for name in frozen)
+    assert not any(name.startswith(FAMILIES[family].decoder_layer) for name in frozen)
+    model = make_model(family, tokenizer)
+    freeze(model, ["embeddings"])
+    assert not model.get_input_embeddings().weight.requires_grad
+    layers = (FAMILIES[family].encoder_layer, FAMILIES[family].decoder_layer)
+    assert all(p.requires_grad for name, p in model.named_parameters() if name.startswith(layers))
+
+
+@pytest.mark.parametrize("family", sorted(STARTS))
+def test_dropout_zero_makes_training_deterministic(family: str, tokenizer: Any) -> None:
+    model = make_model(family, tokenizer).train()
+    ids = torch.tensor([[0, 5, 6, 7, 2]])
+    set_dropout(model, None)
+    assert not torch.equal(model(ids, decoder_input_ids=ids).logits, model(ids, decoder_input_ids=ids).logits)
+    set_dropout(model, 0.0)
+    assert torch.equal(model(ids, decoder_input_ids=ids).logits, model(ids, decoder_input_ids=ids).logits)
