@@ -20,7 +20,7 @@ from transformers import (
 from distill.errors import InputError
 from distill.families import shape_of
 from distill.preflight import check_folder, looks_like_folder
-from distill.recipe import Architecture, Tokenizer
+from distill.recipe import Architecture, Generation, Tokenizer
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
@@ -80,14 +80,18 @@ def train_tokenizer(settings: Tokenizer, family: str, texts: Iterator[str]) -> P
     return PreTrainedTokenizerFast(tokenizer_object=trained, clean_up_tokenization_spaces=False, **special)
 
 
-def build_model(architecture: Architecture, tokenizer: Any, max_target_tokens: int) -> PreTrainedModel:
-    """A model with random weights. Seed torch before."""
+def build_model(
+    architecture: Architecture, tokenizer: Any, generation: Generation, max_target_tokens: int
+) -> PreTrainedModel:
+    """A model with random weights; its own generation config is beam search with `generation` over the defaults.
+
+    Seed torch before.
+    """
     config = {"bart": _bart_config, "t5": _t5_config}[architecture.family](architecture, tokenizer)
     model: PreTrainedModel = AutoModelForSeq2SeqLM.from_config(config)
+    given = generation.model_dump(exclude_none=True)
     model.generation_config = GenerationConfig(
-        num_beams=4,
-        max_new_tokens=max_target_tokens,
-        early_stopping=True,
+        **({"num_beams": 4, "max_new_tokens": max_target_tokens, "early_stopping": True} | given),
         decoder_start_token_id=config.decoder_start_token_id,
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id,

@@ -124,10 +124,13 @@ class Run:
 
 
 def open_run(recipe: Recipe, runs: Path) -> Run:
-    """The run of a recipe: its directory is made, or the recipe is compared with the one the run began with."""
+    """The run of a recipe: its directory is made, or the recipe is compared with the one the run began with.
+
+    Until the corpus is prepared nothing depends on the recipe yet, and it may still change.
+    """
     run = Run(recipe, runs / recipe.name)
     check_writable(run.folder)
-    if run.recipe_file.exists():
+    if run.recipe_file.exists() and run.corpus.exists():
         refuse_changes(load_recipe(run.recipe_file), recipe, run.folder)
     text = dump_recipe(recipe)
     if not run.recipe_file.exists() or run.recipe_file.read_text(encoding="utf-8") != text:

@@ -39,7 +39,8 @@ def make_teacher(arguments: Arguments) -> None:
         texts = (row[field] for row in rows for field in ("document", "summary"))
         tokenizer = train_tokenizer(settings.tokenizer, settings.architecture.family, texts)
         torch.manual_seed(run.recipe.seed)
-        model = build_model(settings.architecture, tokenizer, run.recipe.corpus.max_target_tokens)
+        generation = run.evaluate_settings(member).generation
+        model = build_model(settings.architecture, tokenizer, generation, run.recipe.corpus.max_target_tokens)
     with atomic_folder(member.initial) as folder:
         save_model(model, tokenizer, folder)
     log.info("%s: %.1f M parameters", member, model.num_parameters() / 1e6)

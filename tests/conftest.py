@@ -19,7 +19,28 @@ SHARED = ROOT.parent / "shared"
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # subprocesses too: the tests' models are tiny
 torch.set_num_threads(1)
 
-WORDS = "the quick brown fox jumps over a lazy dog while seven green birds watch from tall trees near old stone".split()
+WORDS = [
+    "the",
+    "quick",
+    "brown",
+    "fox",
+    "jumps",
+    "over",
+    "a",
+    "lazy",
+    "dog",
+    "while",
+    "seven",
+    "green",
+    "birds",
+    "watch",
+    "from",
+    "tall",
+    "trees",
+    "near",
+    "old",
+    "stone",
+]
 
 
 def make_rows(count: int, seed: int = 0) -> list[dict[str, str]]:

@@ -20,7 +20,7 @@ def test_batches_hold_every_document_once() -> None:
 
 
 def test_summaries_come_in_corpus_order_whatever_the_batches(tokenizer: Any) -> None:
-    model = make_model("bart", tokenizer, noise=0.5)
+    model = make_model("t5", tokenizer, noise=0.5)
     source = [ids[:40] for ids in tokenizer([row["document"] for row in make_rows(7)])["input_ids"]]
     config = generation_config(model, Generation(), 12)
     one_by_one = [next(generate(model, tokenizer, source, config, [[i]], ALONE.device))[1][0] for i in range(7)]
@@ -54,6 +54,7 @@ def test_a_model_from_scratch(tmp_path: Any) -> None:
             assert ids[-1] == tokenizer.eos_token_id and (family == "t5" or ids[0] == tokenizer.bos_token_id)
             assert tokenizer.decode(ids, skip_special_tokens=True).strip() == rows[0]["document"]
             shape = Architecture(family=family, width=16, encoder_layers=1, decoder_layers=2, heads=2, feed_forward=8)
-            model = build_model(shape, tokenizer, 9)
+            model = build_model(shape, tokenizer, Generation(length_penalty=2.0), 9)
+            assert (model.generation_config.max_new_tokens, model.generation_config.length_penalty) == (9, 2.0)
             summary = summarize(model.eval(), tokenizer, [ids], generation_config(model, Generation(), 9), 99, ALONE)
             assert summary is not None and len(summary) == 1

@@ -1,3 +1,5 @@
+import itertools
+
 import pytest
 
 from distill.errors import InputError
@@ -35,7 +37,7 @@ def test_any_depth_is_spaced_evenly(teacher: int) -> None:
         layers = evenly_spaced(teacher, student)
         assert layers == sorted(set(layers)) and len(layers) == student
         assert layers[0] == 0 and (student == 1 or layers[-1] == teacher - 1)
-        gaps = [b - a for a, b in zip(layers, layers[1:], strict=False)]
+        gaps = [b - a for a, b in itertools.pairwise(layers)]
         assert not gaps or max(gaps) - min(gaps) <= 1
 
 

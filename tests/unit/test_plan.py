@@ -1,3 +1,5 @@
+import itertools
+
 import pytest
 
 from distill import plan
@@ -14,7 +16,7 @@ def test_warm_up_then_linear_decay() -> None:
     train = Train(steps=100, learning_rate=1.0, warmup_steps=10)
     rates = [plan.learning_rate(train, step, 100) for step in range(100)]
     assert rates[0] == pytest.approx(0.1) and rates[9] == 1.0 and max(rates) == 1.0
-    falling = [a - b for a, b in zip(rates[10:], rates[11:], strict=False)]
+    falling = [a - b for a, b in itertools.pairwise(rates[10:])]
     assert all(fall == pytest.approx(1 / 90) for fall in falling)
     assert plan.learning_rate(train, 100, 100) == 0
 

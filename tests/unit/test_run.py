@@ -99,7 +99,9 @@ def test_progress_is_read_from_the_metrics(tmp_path: Path) -> None:
 
 
 def test_a_changed_recipe_is_refused_by_key(tmp_path: Path) -> None:
-    open_run(parse_recipe(recipe()), tmp_path)
+    run = open_run(parse_recipe(recipe(seed=3)), tmp_path)
+    open_run(parse_recipe(recipe()), tmp_path)  # nothing was made yet
+    run.corpus.mkdir()
     with pytest.raises(InputError) as error:
         open_run(parse_recipe(recipe(train={"steps": 11}, seed=1)), tmp_path)
     message = str(error.value)
@@ -113,7 +115,7 @@ def test_a_changed_recipe_is_refused_by_key(tmp_path: Path) -> None:
 
 
 def test_what_may_change(tmp_path: Path) -> None:
-    open_run(parse_recipe(recipe()), tmp_path)
+    open_run(parse_recipe(recipe()), tmp_path).corpus.mkdir()
     more = recipe(train={"steps": 10, "micro_batch_tokens": 64, "save_every_steps": 3})
     more["students"]["new"] = {"teacher": "t", "train": {"steps": 99}}
     open_run(parse_recipe(more), tmp_path)

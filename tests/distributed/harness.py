@@ -1,0 +1,70 @@
+"""Run a test's body on several gloo processes: `run_distributed(body, world_size, *arguments)`."""
+
+import multiprocessing
+import os
+import pickle
+import socket
+import sys
+import tempfile
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from distill import distributed
+from distill.distributed import World
+
+
+def run_distributed(body: Callable[..., Any], world_size: int, *arguments: Any, timeout: float = 240) -> list[Any]:
+    """What `body(world, *arguments)` returned on every rank; a body of a test module's top level.
+
+    A failure on any rank ends the others and is raised here with its traceback.
+    """
+    spawn = multiprocessing.get_context("spawn")
+    with tempfile.TemporaryDirectory() as folder:
+        port = _free_port()
+        ranks = [
+            spawn.Process(target=_run, args=(body, rank, world_size, port, folder, arguments))
+            for rank in range(world_size)
+        ]
+        for process in ranks:
+            process.start()
+        try:
+            for process in ranks:
+                process.join(timeout)
+            errors = [path.read_text() for path in sorted(Path(folder).glob("*.error"))]
+            assert not errors, "\n".join(errors)
+            assert all(process.exitcode == 0 for process in ranks), [process.exitcode for process in ranks]
+        finally:
+            for process in ranks:
+                if process.is_alive():
+                    process.kill()
+        return [pickle.loads((Path(folder) / f"{rank}.result").read_bytes()) for rank in range(world_size)]
+
+
+def _run(body: Callable[..., Any], rank: int, size: int, port: int, folder: str, arguments: tuple[Any, ...]) -> None:
+    environment = {
+        "RANK": rank,
+        "WORLD_SIZE": size,
+        "LOCAL_RANK": rank,
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": port,
+    }
+    os.environ.update({name: str(value) for name, value in environment.items()}, DS_ACCELERATOR="cpu")
+    code = 1
+    try:
+        world: World = distributed.start()
+        result = body(world, *arguments)
+        (Path(folder) / f"{rank}.result").write_bytes(pickle.dumps(result))
+        world.barrier()
+        code = 0
+    except BaseException:
+        (Path(folder) / f"{rank}.error").write_text(f"rank {rank}:\n{traceback.format_exc()}")
+    sys.stdout.flush()
+    os._exit(code)  # a live engine may abort in the interpreter's teardown
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])

@@ -1,0 +1,274 @@
+"""The whole chain through the commands that users type, on a tiny corpus: launch, jobs, launchers, exit codes."""
+
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
+
+from distill.files import read_json, read_jsonl
+from tests.conftest import ROOT, make_model, run_command, write_corpus
+
+pytestmark = pytest.mark.distributed
+
+ARCHITECTURE = {"family": "bart", "width": 16, "encoder_layers": 2, "decoder_layers": 4, "heads": 2, "feed_forward": 24,
+                "positions": 64}  # fmt: skip
+
+
+def write_recipe(folder: Path, **changes: Any) -> Path:
+    recipe: dict[str, Any] = {
+        "name": "tiny",
+        "corpus": {"train": str(folder / "corpus"), "max_target_tokens": 12},
+        "teachers": {
+            "own": {"architecture": ARCHITECTURE, "tokenizer": {"kind": "bpe", "vocabulary": 300}, "train": {}}
+        },
+        "students": {
+            "short": {"teacher": "own", "decoder_layers": 1, "train": {"freeze": ["encoder", "embeddings"]}},
+            "half": {"teacher": "own", "decoder_layers": [0, 3], "encoder_layers": 1, "train": {"zero_stage": 3}},
+        },
+        "train": {"batch_examples": 8, "steps": 6, "warmup_steps": 2, "save_every_steps": 3, "log_every_steps": 2},
+        "evaluate": {"every_steps": 3, "examples": 4, "generation": {"num_beams": 2}},
+        "benchmark": {"documents": 2, "rounds": 1, "batch_sizes": [1, 2]},
+        "report": {"examples": 3},
+    }
+    path = folder / "tiny.yaml"
+    path.write_text(yaml.safe_dump(recipe | changes), encoding="utf-8")
+    return path
+
+
+def launch(recipe: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    return run_command("launch", "run", str(recipe), "--runs", str(recipe.parent / "runs"), *arguments)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("chain")
+    write_corpus(folder / "corpus")
+    result = launch(write_recipe(folder), "--processes", "2")
+    assert result.returncode == 0, result.stdout + result.stderr
+    return folder
+
+
+def test_the_run_directory_is_as_promised(finished: Path) -> None:
+    run = finished / "runs" / "tiny"
+    expected = ["recipe.yaml", "corpus/train.parquet", "corpus/manifest.json", "report/report.md", "logs/graph.json",
+                "report/quality_against_speed.png", "report/training_loss.png", "report/validation.png"]  # fmt: skip
+    for member in ("teachers/own", "students/short", "students/half"):
+        expected += [f"{member}/{name}" for name in (
+            "initial/config.json", "checkpoints/step-00000003/manifest.json", "best/model.safetensors",
+            "final/model.safetensors", "final/tokenizer.json", "final/generation_config.json", "metrics.jsonl",
+            "tensorboard", "evaluation/test/predictions.jsonl", "evaluation/test/scores.json", "benchmark.json")]  # fmt: skip
+    assert [path for path in expected if not (run / path).exists()] == []
+    assert not list(run.rglob("*.partial*"))
+    assert (run / "logs" / "train-student-half.rank1.log").exists(), "one log per job and rank"
+
+
+def test_models_load_with_plain_transformers(finished: Path) -> None:
+    folder = finished / "runs" / "tiny" / "students" / "half" / "best"
+    code = f"""
+import sys
+from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
+model, tokenizer = (c.from_pretrained({str(folder)!r}) for c in (AutoModelForSeq2SeqLM, AutoTokenizer))
+assert "distill" not in sys.modules
+print(tokenizer.batch_decode(model.generate(**tokenizer(["the fox"], return_tensors="pt"))))
+"""
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=finished)
+    assert result.returncode == 0, result.stderr
+    config = read_json(folder / "config.json")
+    assert (config["encoder_layers"], config["decoder_layers"]) == (1, 2)
+    assert config["distilled_from"] == {"teacher": "own", "encoder_layers": [0], "decoder_layers": [0, 3]}
+
+
+def test_predictions_are_in_corpus_order_and_the_report_shows_them(finished: Path) -> None:
+    run = finished / "runs" / "tiny"
+    ids = [json.loads(line)["id"] for line in (finished / "corpus" / "test.jsonl").read_text().splitlines()]
+    assert [row["id"] for row in read_jsonl(run / "students/short/evaluation/test/predictions.jsonl")] == ids
+    report = (run / "report" / "report.md").read_text()
+    for part in ("first sentence", "teacher own", "student short", "student half", "| 1-2 |", "## Training", "gold"):
+        assert part in report
+    assert report.count("### r") == 3
+
+
+def test_all_done_is_nothing_to_do(finished: Path) -> None:
+    before = {path: path.stat().st_mtime_ns for path in finished.rglob("*") if path.is_file()}
+    result = launch(finished / "tiny.yaml")
+    assert result.returncode == 0 and "nothing to do" in result.stdout
+    assert {path: path.stat().st_mtime_ns for path in finished.rglob("*") if path.is_file()} == before
+
+
+def test_status_and_dry_run(finished: Path) -> None:
+    result = run_command("launch", "status", str(finished / "runs" / "tiny"))
+    assert result.returncode == 0
+    assert result.stdout.count("done") >= 12 and "6/6" in result.stdout
+    dry = launch(finished / "tiny.yaml", "--dry-run", "--processes", "4", "name=other")
+    assert dry.returncode == 0 and not (finished / "runs" / "other").exists()
+    for part in (
+        "--num_accelerators 4",
+        "jobs.train",
+        "a step reads 8 examples, over 4 process",
+        "6 steps",
+        "GB per process",
+    ):
+        assert part in dry.stdout
+
+
+def test_a_changed_recipe_is_refused(finished: Path) -> None:
+    result = launch(finished / "tiny.yaml", "train.learning_rate=1")
+    assert result.returncode == 2
+    assert "train.learning_rate: 0.0003 when the run began, 1.0 now" in result.stderr
+
+
+def test_a_new_student_is_all_that_is_run(finished: Path, tmp_path: Path) -> None:
+    """Also: started by torchrun, a teacher that is given as a folder, and a teacher trained from a folder."""
+    write_corpus(tmp_path / "corpus")
+    folder = str(finished / "runs" / "tiny" / "teachers" / "own" / "best")
+    teachers = {"given": {"model": folder}, "tuned": {"model": folder, "train": {"steps": 2}}}
+    recipe = write_recipe(tmp_path, teachers=teachers, students={"s": {"teacher": "given", "decoder_layers": 2}})
+    for job in (["prepare"], ["shrink", "--student", "s"], ["teacher", "--teacher", "tuned"]):
+        result = run_command(f"jobs.{job[0]}", str(recipe), *job[1:], "--runs", str(tmp_path / "runs"))
+        assert result.returncode == 0, result.stderr
+    port = _free_port()
+    torchrun = ["torch.distributed.run", "--nproc-per-node", "2", "--master-port", port, "-m", "jobs.train"]
+    result = run_command(*torchrun, str(recipe), "--teacher", "tuned", "--runs", str(tmp_path / "runs"))
+    assert result.returncode == 0, result.stderr
+    run = tmp_path / "runs" / "tiny"
+    weights = [
+        AutoModelForSeq2SeqLM.from_pretrained(run / "teachers" / "tuned" / name) for name in ("initial", "final")
+    ]
+    assert not weights[0].lm_head.weight.equal(weights[1].lm_head.weight)
+    result = run_command("jobs.report", str(recipe), "--runs", str(tmp_path / "runs"))
+    assert result.returncode == 2 and "students/s/benchmark.json" in result.stderr
+
+
+def test_a_failure_shows_the_end_of_the_log(finished: Path, tmp_path: Path) -> None:
+    shutil.copytree(finished / "runs", tmp_path / "runs")
+    shutil.rmtree(tmp_path / "runs" / "tiny" / "students" / "half" / "final")
+    shutil.rmtree(tmp_path / "runs" / "tiny" / "students" / "half" / "checkpoints")
+    (tmp_path / "runs" / "tiny" / "students" / "half" / "initial" / "model.safetensors").write_bytes(b"torn")
+    result = run_command("launch", "run", str(finished / "tiny.yaml"), "--runs", str(tmp_path / "runs"))
+    assert result.returncode not in (0, 2, 75)
+    log = tmp_path / "runs" / "tiny" / "logs" / "train-student-half.log"
+    assert str(log) in result.stdout and "Error" in result.stdout and log.exists()
+    status = run_command("launch", "status", str(tmp_path / "runs" / "tiny")).stdout
+    assert "failed" in status
+
+
+# ------------------------------------------------------------------------------------------------ bad input
+
+
+@pytest.fixture
+def corpus(tmp_path: Path) -> Path:
+    return write_corpus(tmp_path / "corpus")
+
+
+def refused(result: subprocess.CompletedProcess[str], *parts: str) -> None:
+    assert result.returncode == 2, result.stdout + result.stderr
+    for part in parts:
+        assert part in result.stderr.replace("\n", " ")
+    assert "Traceback" not in result.stderr
+
+
+BAD_RECIPES: dict[str, tuple[dict[str, Any], list[str]]] = {
+    "unknown key": ({"trian": {}}, ["trian: unknown key; did you mean 'train'?"]),
+    "a student deeper than the teacher": (
+        {"students": {"s": {"teacher": "own", "decoder_layers": 5}}},
+        ["students.s.decoder_layers: 5 layers asked for, but the teacher has 4", "Expected 1 to 4"],
+    ),
+    "a layer out of range": (
+        {"students": {"s": {"teacher": "own", "encoder_layers": [0, 2]}}},
+        ["students.s.encoder_layers: layers [2] are out of range; the teacher's layers are 0 to 1"],
+    ),
+    "no such teacher folder": ({"teachers": {"own": {"model": "./nowhere"}}}, ["teachers.own.model", "no folder"]),
+    "no such corpus": ({"corpus": {"train": "nowhere.jsonl"}}, ["corpus.train: 'nowhere.jsonl' given", "no such file"]),
+    "more tokens than positions": (
+        {"corpus": {"train": "docstrings", "max_source_tokens": 65}},
+        ["corpus.max_source_tokens: 65 given, but teacher own has 64 positions"],
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", BAD_RECIPES)
+def test_bad_recipes_are_refused_before_anything_is_made(name: str, corpus: Path, tmp_path: Path) -> None:
+    changes, parts = BAD_RECIPES[name]
+    refused(launch(write_recipe(tmp_path, **changes)), *parts)
+    assert not (tmp_path / "runs").exists()
+
+
+def test_bad_rows_are_refused_by_the_job_and_the_launcher(corpus: Path, tmp_path: Path) -> None:
+    with (corpus / "validation.jsonl").open("a") as file:
+        file.write("[1]\n")
+    message = "validation.jsonl, line 9: list given, expected an object with 'document' and 'summary'"
+    recipe = write_recipe(tmp_path)
+    refused(run_command("jobs.prepare", str(recipe), "--runs", str(tmp_path / "runs")), message)
+    result = launch(recipe)
+    assert result.returncode == 2 and message in result.stdout.replace("\n", " ")
+    assert not (tmp_path / "runs" / "tiny" / "corpus").exists()
+
+
+def test_a_place_without_write_permission(corpus: Path, tmp_path: Path) -> None:
+    result = run_command("launch", "run", str(write_recipe(tmp_path)), "--runs", "/proc/nowhere")
+    refused(result, "cannot write to /proc/nowhere/tiny", "choose another place with --runs")
+
+
+def test_a_teacher_without_tokenizer_and_of_an_unknown_family(corpus: Path, tmp_path: Path, tokenizer: Any) -> None:
+    folder = tmp_path / "model"
+    make_model("bart", tokenizer).save_pretrained(folder)
+    recipe = write_recipe(tmp_path, teachers={"own": {"model": str(folder)}}, students={})
+    refused(launch(recipe), "teachers.own.model", "has no tokenizer; expected tokenizer.json", "save_pretrained")
+    tokenizer.save_pretrained(folder)
+    config = read_json(folder / "config.json")
+    (folder / "config.json").write_text(json.dumps(config | {"model_type": "gpt2"}))
+    refused(launch(recipe), "model type 'gpt2' is not known; expected one of bart, marian, mbart, pegasus, t5")
+
+
+def test_a_hub_name_that_cannot_be_reached(corpus: Path, tmp_path: Path) -> None:
+    recipe = write_recipe(tmp_path, teachers={"own": {"model": "nobody/nothing"}}, students={})
+    environment = os.environ | {"HF_HUB_OFFLINE": "1"}
+    command = [sys.executable, "-m", "jobs.evaluate", str(recipe), "--teacher", "own", "--runs", str(tmp_path / "runs")]
+    result = subprocess.run(command, env=environment, capture_output=True, text=True, cwd=ROOT)
+    refused(result, "cannot load 'nobody/nothing'", "give its folder")
+
+
+def test_documents_longer_than_the_positions_are_cut_and_counted(corpus: Path, tmp_path: Path) -> None:
+    rows = [json.loads(line) for line in (corpus / "test.jsonl").read_text().splitlines()]
+    rows[0]["document"] = "fox " * 200
+    (corpus / "test.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    tokenizer = AutoTokenizer.from_pretrained(_saved_model(tmp_path))
+    long = sum(len(tokenizer(row["document"])["input_ids"]) > 64 for row in rows)
+    recipe = write_recipe(tmp_path, teachers={"own": {"model": str(tmp_path / "model")}}, students={})
+    for job in (["jobs.prepare"], ["jobs.evaluate", "--teacher", "own"]):
+        result = run_command(job[0], str(recipe), *job[1:], "--runs", str(tmp_path / "runs"))
+        assert result.returncode == 0, result.stderr
+    scores = read_json(tmp_path / "runs" / "tiny" / "teachers" / "own" / "evaluation" / "test" / "scores.json")
+    assert scores["truncated_documents"] == long >= 1
+
+
+def _saved_model(folder: Path) -> Path:
+    from tests.distributed.test_training import make_parts
+
+    model, tokenizer, _ = make_parts()
+    model.save_pretrained(folder / "model")
+    tokenizer.save_pretrained(folder / "model")
+    return folder / "model"
+
+
+def test_jobs_say_what_they_need(corpus: Path, tmp_path: Path) -> None:
+    recipe, runs = str(write_recipe(tmp_path)), str(tmp_path / "runs")
+    refused(run_command("jobs.train", recipe, "--student", "nobody", "--runs", runs), "expected one of half, short")
+    refused(run_command("jobs.train", recipe, "--student", "short", "--runs", runs), "run jobs.shrink")
+    assert run_command("jobs.train", recipe, "--runs", runs).returncode == 2
+    refused(run_command("launch", "run", recipe, "--on", "moon"), "--on: 'moon' given, expected 'local'")
+    refused(run_command("launch", "status", str(tmp_path)), "is no run")
+
+
+def _free_port() -> str:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return str(probe.getsockname()[1])
