@@ -77,9 +77,9 @@ class Trainer:
                 self.validate(tracker)
             if self.step % self.settings.save_every_steps == 0 and self.step < self.steps:
                 self.save()
-        self.export("final")
         tracker.record(self.step, {"training_minutes": (time.monotonic() - began) / 60})
         tracker.close()
+        self.export("final")  # last: its folder says that the training is complete
 
     def train_step(self, tracker: NullTracker) -> dict[str, float]:
         """One optimizer step: micro-batches forward and backward, agree that the loss is finite, update."""

@@ -83,9 +83,13 @@ def _run_stage(run: Run, stage: Stage, processes: Processes, state: GraphState, 
     with log_file.open("ab") as log, console.status("") as display:
         child = subprocess.Popen(line, stdout=log, stderr=subprocess.STDOUT, env=environment)
         state.started(stage.name, line, child.pid)
-        while child.poll() is None:
-            display.update(f"{number} {stage.name}  {progress(run, stage).text()}")
-            time.sleep(POLL_SECONDS)
+        try:
+            while child.poll() is None:
+                display.update(f"{number} {stage.name}  {progress(run, stage).text()}")
+                time.sleep(POLL_SECONDS)
+        finally:  # Ctrl-C: no job is left behind
+            child.terminate()
+            child.wait()
     code = child.returncode if child.returncode >= 0 else 128 - child.returncode
     if code == 0 and not stage.is_complete():
         code = 1  # a job that ends well without its output is a failure, whatever it says
