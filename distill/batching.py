@@ -18,7 +18,8 @@ import torch
 from distill.losses import IGNORED
 from distill.reading import Row
 
-STEPS_PER_BUCKET = 50  # examples of this many steps are sorted by length together
+STEPS_PER_BUCKET = 100  # examples of this many steps are sorted by length together,
+BANDS = 10  # into this many bands of like source lengths, each sorted by target length
 
 
 @dataclass(frozen=True)
@@ -77,14 +78,14 @@ class BatchPlan:
     batch_tokens: int | None = None
 
     def epoch(self, epoch: int) -> list[list[int]]:
-        """The steps of an epoch, each a list of example indices, shortest first."""
+        """The steps of an epoch, each a list of example indices of like lengths, in random order."""
         shuffle = random.Random(f"{self.seed} {epoch}")
         order = list(range(len(self.lengths)))
         shuffle.shuffle(order)
         bucket = STEPS_PER_BUCKET * self._examples_per_step()
         steps = []
         for start in range(0, len(order), bucket):
-            steps += self._cut(sorted(order[start : start + bucket], key=lambda i: (self.lengths[i], i)))
+            steps += self._cut(self._by_length(order[start : start + bucket]))
         shuffle.shuffle(steps)
         return steps
 
@@ -100,6 +101,16 @@ class BatchPlan:
         assert self.batch_tokens is not None
         mean = sum(source + target for source, target in self.lengths) / len(self.lengths)
         return max(1, round(self.batch_tokens / mean))
+
+    def _by_length(self, indices: list[int]) -> list[int]:
+        """Bands of like source lengths, by target length up in one and down in the next: neighbours are alike in both."""
+        by_source = sorted(indices, key=lambda i: (self.lengths[i], i))
+        bands = _split(by_source, BANDS)
+        return [
+            index
+            for number, band in enumerate(bands)
+            for index in sorted(band, key=lambda i: self.lengths[i][1], reverse=number % 2 == 1)
+        ]
 
     def _cut(self, ordered: list[int]) -> list[list[int]]:
         if self.batch_examples:

@@ -73,6 +73,9 @@ def save_model(model: PreTrainedModel, tokenizer: Any, folder: Path, weights: di
     """Write Hugging Face format that loads with `from_pretrained` and nothing of ours."""
     model.save_pretrained(folder, state_dict=weights)
     tokenizer.save_pretrained(folder)
+    readable = (folder / "config.json").stat().st_mode
+    for file in folder.glob("*.safetensors"):  # written for their owner only, whatever the umask says
+        file.chmod(readable)
 
 
 def _inside_layer(model: PreTrainedModel, name: str) -> bool:

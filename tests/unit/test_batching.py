@@ -34,7 +34,10 @@ def test_steps_have_their_size() -> None:
 def test_batches_are_of_like_lengths() -> None:
     steps = BatchPlan(LENGTHS, 1, batch_examples=16).epoch(0)
     padded = sum(padded_tokens(step, LENGTHS) for step in steps)
-    assert 1 - sum(map(sum, LENGTHS)) / padded < 0.15
+    shuffled = [list(range(i, min(i + 16, 500))) for i in range(0, 500, 16)]  # LENGTHS are in no order
+    assert padded - sum(map(sum, LENGTHS)) < 0.3 * (
+        sum(padded_tokens(step, LENGTHS) for step in shuffled) - sum(map(sum, LENGTHS))
+    )
 
 
 def test_steps_are_found_again_at_any_step() -> None:

@@ -37,6 +37,7 @@ def test_weight_for_weight(family: str, tokenizer: Any, tmp_path: Path) -> None:
         assert len(weights) > 20
         for key, value in weights.items():
             assert torch.equal(value, expected[teacher_name(family, key)]), key
+    assert len({path.stat().st_mode for path in tmp_path.iterdir()}) == 1, "as readable as any other file"
     assert reloaded.config.distilled_from == {"teacher": "t", "encoder_layers": ENCODER, "decoder_layers": DECODER}
     assert reloaded.generation_config.num_beams == 3 and reloaded.generation_config.max_new_tokens == 7
 
