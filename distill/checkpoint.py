@@ -8,6 +8,7 @@ import re
 import shutil
 from pathlib import Path
 
+from distill.errors import InputError
 from distill.files import PARTIAL, publish_folder, read_json, write_json
 
 MANIFEST = "manifest.json"
@@ -24,11 +25,11 @@ def clear_partial(checkpoints: Path) -> None:
         shutil.rmtree(leftover)
 
 
-def complete(checkpoints: Path, step: int) -> Path:
+def complete(checkpoints: Path, step: int, world_size: int) -> Path:
     """Turn the written partial folder into a checkpoint."""
     partial = partial_folder(checkpoints, step)
     files = {str(f.relative_to(partial)): f.stat().st_size for f in sorted(partial.rglob("*")) if f.is_file()}
-    write_json(partial / MANIFEST, {"step": step, "files": files})
+    write_json(partial / MANIFEST, {"step": step, "world_size": world_size, "files": files})
     folder = checkpoints / f"step-{step:08d}"
     publish_folder(partial, folder)
     return folder
@@ -45,6 +46,16 @@ def is_complete(folder: Path) -> bool:
 def newest_complete(checkpoints: Path) -> Path | None:
     """The complete checkpoint of the highest step, or None."""
     return next((folder for folder in reversed(_folders(checkpoints)) if is_complete(folder)), None)
+
+
+def check_world_size(folder: Path, world_size: int) -> None:
+    """InputError where a checkpoint was written by another number of processes."""
+    saved: int = read_json(folder / MANIFEST)["world_size"]
+    if saved != world_size:
+        raise InputError(
+            f"{folder} was saved by {saved} process(es), but {world_size} are running now. Expected the same number; "
+            f"start {saved} (--processes {saved}), or delete {folder.parent} to begin again."
+        )
 
 
 def prune(checkpoints: Path, keep: int) -> None:

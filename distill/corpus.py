@@ -63,11 +63,13 @@ class SplitCounts:
     dropped: Counter[str] = field(default_factory=Counter)
     document_words: list[int] = field(default_factory=list)
     summary_words: list[int] = field(default_factory=list)
+    ids: set[str] = field(default_factory=set)
     documents: Counter[bytes] = field(default_factory=Counter)
     content: Any = field(default_factory=hashlib.sha256)
 
     def add(self, row: Row) -> None:
         self.kept += 1
+        self.ids.add(row["id"])
         self.document_words.append(len(row["document"].split()))
         self.summary_words.append(len(row["summary"].split()))
         self.documents[hashlib.blake2b(row["document"].encode(), digest_size=8).digest()] += 1
@@ -78,6 +80,7 @@ class SplitCounts:
             "examples": self.kept,
             "read": self.read,
             "dropped": dict(self.dropped),
+            "duplicate_ids": self.kept - len(self.ids),
             "duplicate_documents": self.kept - len(self.documents),
             "document_words": quantiles(self.document_words),
             "summary_words": quantiles(self.summary_words),

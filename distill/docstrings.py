@@ -109,14 +109,19 @@ def _pairs_of(path: Path) -> list[tuple[str, str, str]]:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # invalid escapes in other people's code
             tree = ast.parse(path.read_bytes())
-    except (SyntaxError, ValueError):  # templates and deliberately broken test files are no modules
-        return []
+    except (SyntaxError, ValueError, OSError, RecursionError, MemoryError):
+        return []  # templates, deliberately broken test files, dangling links: no modules
     pairs = []
     for name, docstring in _docstrings(tree, path.parent.name if path.stem == "__init__" else path.stem):
         pair = split_docstring(name, docstring)
-        if pair:
+        if pair and _is_encodable("".join(pair)):
             pairs.append((name, *pair))
     return pairs
+
+
+def _is_encodable(text: str) -> bool:
+    """False for texts with lone surrogates, which tests of encodings contain."""
+    return not any("\ud800" <= character <= "\udfff" for character in text)
 
 
 def _docstrings(node: ast.AST, name: str) -> Iterator[tuple[str, str]]:

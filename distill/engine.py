@@ -51,13 +51,18 @@ class Engine:
         summed: torch.Tensor = loss.detach()
         return summed
 
-    def step(self, learning_rate: float) -> float:
-        """Clip, update the weights, clear the gradients; return the gradient's norm before clipping."""
+    def step(self, learning_rate: float) -> float | None:
+        """Clip, update the weights, clear the gradients; return the gradient's norm before clipping.
+
+        None at ZeRO 0 in fp32, where DeepSpeed does not tell it; nan where the gradient was not finite.
+        """
         for group in self._engine.optimizer.param_groups:
             group["lr"] = learning_rate
         self._engine.step()
         norm = self._engine.get_global_grad_norm()
-        return float(norm) if norm is not None else float("nan")
+        if norm is not None:
+            return float(norm)
+        return None if all(bool(p.isfinite().all()) for p in self._engine.module.parameters()) else float("nan")
 
     @contextlib.contextmanager
     def replica(self) -> Iterator[PreTrainedModel]:
@@ -85,12 +90,13 @@ class Engine:
         self._engine.save_checkpoint(str(checkpoints), tag=partial.name, client_state=state, save_latest=False)
         self.world.barrier()
         if self.world.is_main:
-            checkpoint.complete(checkpoints, step)
+            checkpoint.complete(checkpoints, step, self.world.size)
             checkpoint.prune(checkpoints, keep)
         self.world.barrier()
 
     def load(self, folder: Path) -> dict[str, Any]:
         """Continue from a checkpoint; return the state saved with it. All ranks must call."""
+        checkpoint.check_world_size(folder, self.world.size)
         path, state = self._engine.load_checkpoint(str(folder.parent), tag=folder.name)
         assert path is not None, f"DeepSpeed found nothing in {folder}"
         saved: dict[str, Any] = state

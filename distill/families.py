@@ -12,7 +12,7 @@ from distill.errors import InputError
 class Family:
     """One encoder-decoder architecture of transformers.
 
-    `encoder_depth`, `decoder_depth`, `positions`, `width`, `feed_forward`, `dropouts` are the names of config
+    `encoder_depth`, `decoder_depth`, `positions`, `width`, `feed_forward` are the names of config
     fields; `encoder_layer`, `decoder_layer` are the prefixes of a layer's weights, the layer's number following.
     """
 
@@ -23,7 +23,6 @@ class Family:
     positions: str | None = "max_position_embeddings"  # None: relative positions, no limit
     width: str = "d_model"
     feed_forward: tuple[str, str] = ("encoder_ffn_dim", "decoder_ffn_dim")
-    dropouts: tuple[str, ...] = ("dropout", "attention_dropout", "activation_dropout")
     # Some configs keep copies of the encoder's depth under a general name.
     depth_aliases: tuple[str, ...] = ("num_hidden_layers",)
 
@@ -36,7 +35,6 @@ T5_LIKE = Family(
     decoder_layer="decoder.block.",
     positions=None,
     feed_forward=("d_ff", "d_ff"),
-    dropouts=("dropout_rate",),
     depth_aliases=(),
 )
 

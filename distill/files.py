@@ -5,6 +5,7 @@ import hashlib
 import json
 import os
 import shutil
+import socket
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ PARTIAL = ".partial"
 def atomic_file(path: Path) -> Iterator[Path]:
     """Give a temporary path beside `path`; on success it becomes `path`, on failure it is removed."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f"{path.name}.{os.getpid()}{PARTIAL}")
+    partial = path.with_name(f"{path.name}.{_unique()}{PARTIAL}")
     try:
         yield partial
         fsync(partial)
@@ -46,9 +47,8 @@ def atomic_folder(path: Path) -> Iterator[Path]:
 
 def publish_folder(partial: Path, path: Path) -> None:
     """Flush every file of `partial` to disk and rename it to `path`, replacing what stood there."""
-    for file in partial.rglob("*"):
-        if file.is_file():
-            fsync(file)
+    for entry in [*partial.rglob("*"), partial]:
+        fsync(entry)
     if path.exists():
         replaced = path.with_name(path.name + ".replaced")
         shutil.rmtree(replaced, ignore_errors=True)
@@ -67,6 +67,11 @@ def fsync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def _unique() -> str:
+    """Differs between processes, also of several machines on one disk."""
+    return f"{socket.gethostname()}-{os.getpid()}"
 
 
 def write_text(path: Path, text: str) -> None:
@@ -109,7 +114,7 @@ def check_writable(folder: Path) -> None:
     """Raise InputError where `folder` cannot be made or written to."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        probe = folder / f".write-probe-{os.getpid()}"
+        probe = folder / f".write-probe-{_unique()}"
         probe.touch()
         probe.unlink()
     except OSError as error:

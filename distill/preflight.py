@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 from distill.errors import InputError
 from distill.families import Shape, shape_of
@@ -37,15 +38,22 @@ def check_folder(folder: Path) -> None:
 
 
 def check_recipe(recipe: Recipe) -> None:
-    """Everything about teachers and students that can be refused before any work. InputError says what."""
+    """Everything about teachers and students that can be refused before any work. InputError says what.
+
+    A teacher with a hub name is not looked up here; `jobs.prepare` does, with `check_teacher`.
+    """
     for name in recipe.teachers:
         shape = teacher_shape(recipe, name)
         if shape:
-            source_limit(shape, recipe.corpus.max_source_tokens, f"teacher {name}")
-    for name, student in recipe.students.items():
-        shape = teacher_shape(recipe, student.teacher)
-        if shape:
-            student_layers(recipe, name, shape)
+            check_teacher(recipe, name, shape)
+
+
+def check_teacher(recipe: Recipe, name: str, shape: Shape) -> None:
+    """A teacher's limits, and the layers that its students take."""
+    check_limits(recipe, shape, f"teacher {name}")
+    for student_name, student in recipe.students.items():
+        if student.teacher == name:
+            student_layers(recipe, student_name, shape)
 
 
 def teacher_shape(recipe: Recipe, name: str) -> Shape | None:
@@ -61,8 +69,7 @@ def teacher_shape(recipe: Recipe, name: str) -> Shape | None:
         check_folder(Path(teacher.model))
     except InputError as error:
         raise InputError(f"{where}: {error}") from None
-    config = json.loads((Path(teacher.model) / "config.json").read_text(encoding="utf-8"))
-    return shape_of(config, f"{where} ({teacher.model})")
+    return shape_of(_read_config(Path(teacher.model)), f"{where} ({teacher.model})")
 
 
 def student_layers(recipe: Recipe, name: str, teacher: Shape) -> tuple[list[int], list[int]]:
@@ -72,6 +79,16 @@ def student_layers(recipe: Recipe, name: str, teacher: Shape) -> tuple[list[int]
         layers_to_copy(teacher.encoder_layers, student.encoder_layers, f"students.{name}.encoder_layers"),
         layers_to_copy(teacher.decoder_layers, student.decoder_layers, f"students.{name}.decoder_layers"),
     )
+
+
+def _read_config(folder: Path) -> dict[str, Any]:
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise InputError(f"{folder / 'config.json'} is not JSON ({error}). Save the model again.") from None
+    if not isinstance(config, dict):
+        raise InputError(f"{folder / 'config.json'} holds {type(config).__name__}, expected an object.")
+    return config
 
 
 def source_limit(shape: Shape, max_source_tokens: int | None, where: str) -> int:
@@ -87,6 +104,22 @@ def source_limit(shape: Shape, max_source_tokens: int | None, where: str) -> int
             f"Expected at most {shape.positions}; lower it, or leave it out."
         )
     return max_source_tokens
+
+
+def check_limits(recipe: Recipe, shape: Shape, where: str) -> None:
+    """InputError where documents, summaries or generated texts may be longer than the model's positions."""
+    source_limit(shape, recipe.corpus.max_source_tokens, where)
+    lengths: dict[str, int | None] = {"corpus.max_target_tokens": recipe.corpus.max_target_tokens}
+    members = {f"teachers.{name}": teacher.evaluate for name, teacher in recipe.teachers.items()}
+    members |= {f"students.{name}": student.evaluate for name, student in recipe.students.items()}
+    for name, evaluate in members.items():
+        lengths[f"{name}.evaluate.generation.max_new_tokens"] = evaluate.generation.max_new_tokens if evaluate else None
+    for key, length in lengths.items():
+        if shape.positions is not None and length is not None and length > shape.positions:
+            raise InputError(
+                f"{key}: {length} given, but {where} has {shape.positions} positions. "
+                f"Expected at most {shape.positions}; lower it."
+            )
 
 
 def _built_shape(architecture: Architecture, vocabulary: int) -> Shape:

@@ -6,6 +6,7 @@ from typing import Any
 
 import sentencepiece
 import torch
+from safetensors import SafetensorError
 from tokenizers import Tokenizer as RawTokenizer
 from tokenizers import decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import (
@@ -30,7 +31,7 @@ def load_model(source: str | Path, dtype: torch.dtype = torch.float32) -> PreTra
     shape_of(load_config(source), str(source))
     try:
         model: PreTrainedModel = AutoModelForSeq2SeqLM.from_pretrained(source, dtype=dtype)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, SafetensorError) as error:
         raise InputError(_unreachable(source, error)) from error
     return model.eval()
 

@@ -39,7 +39,8 @@ def read_rows(path: Path, document: str, summary: str) -> Iterator[Row]:
     with contextlib.closing(_open(path)) as file:
         for number, line in enumerate(_lines(file, path), start=1):
             if line.strip():
-                yield _row(line, f"{path}, line {number}", number, document, summary)
+                where = f"{path}, line {number}"
+                yield _check_encodable(_row(line, where, number, document, summary), where)
 
 
 def _split_file(split: Split, given: str | None, folder: Path) -> Path:
@@ -87,7 +88,7 @@ def _lines(file: IO[bytes], path: Path) -> Iterator[str]:
 def _row(line: str, where: str, number: int, document: str, summary: str) -> Row:
     try:
         value = json.loads(line)
-    except json.JSONDecodeError as error:
+    except (ValueError, RecursionError) as error:
         raise InputError(f"{where}: not JSON ({error}). Expected one object per line; mend the line.") from None
     if not isinstance(value, dict):
         raise InputError(
@@ -102,7 +103,20 @@ def _row(line: str, where: str, number: int, document: str, summary: str) -> Row
         if not isinstance(value[name], str | None):
             raise InputError(f"{where}: {name!r} is {type(value[name]).__name__}, expected a text. Mend the line.")
     return {
-        "id": str(value.get("id", number)),
+        "id": str(number if value.get("id") is None else value["id"]),
         "document": value[document] or "",
         "summary": value[summary] or "",
     }
+
+
+def _check_encodable(row: Row, where: str) -> Row:
+    """Half of a surrogate pair (a torn emoji escape) is no text that a file can hold."""
+    for name, text in row.items():
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise InputError(
+                f"{where}: the {name} has a lone surrogate {text[error.start]!a} at character {error.start}, which is no "
+                "valid Unicode. Expected whole characters; mend or remove the line."
+            ) from None
+    return row

@@ -5,6 +5,9 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
 
 Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)]
+MemberName = Annotated[
+    str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$", max_length=100)
+]  # no key.with.dots
 Positive = Annotated[int, Field(gt=0)]
 Layers = Positive | list[Annotated[int, Field(ge=0)]]
 
@@ -81,7 +84,7 @@ class Train(Section):
     """Passes over the training split; or give `steps`."""
     learning_rate: Annotated[float, Field(gt=0)] = 3e-4
     warmup_steps: Annotated[int, Field(ge=0)] = 500
-    """Linear rise from zero; then linear decay to zero at the last step."""
+    """Linear rise to the learning rate over this many steps; then linear decay, to zero after the last step."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
     """Of AdamW, on matrices only (no biases, no norms)."""
     clip_norm: Annotated[float, Field(ge=0)] = 1.0
@@ -106,6 +109,10 @@ class Train(Section):
             raise ValueError("give one of batch_examples and batch_tokens, and null for the other")
         if (self.steps is None) == (self.epochs is None):
             raise ValueError("give one of steps and epochs, and null for the other")
+        if self.precision == "bf16" and self.zero_stage == 0:
+            raise ValueError(
+                "bf16 needs zero_stage 1, 2 or 3 (at 0 DeepSpeed skips bad steps in silence); use 1 or fp32"
+            )
         return self
 
 
@@ -183,7 +190,7 @@ class Benchmark(Section):
     """Test documents of the latency measurement (batch 1)."""
     rounds: Positive = 3
     """Times that every model takes its turn; medians are reported."""
-    batch_sizes: list[Positive] = [1, 4, 16, 64]
+    batch_sizes: Annotated[list[Positive], Field(min_length=1)] = [1, 4, 16, 64]
     """Tried for the throughput; the best is reported."""
 
 
@@ -201,8 +208,8 @@ class Recipe(Section):
     """The run's folder is runs/NAME."""
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 42
     corpus: Corpus
-    teachers: dict[Name, Teacher] = Field(min_length=1)
-    students: dict[Name, Student] = {}
+    teachers: dict[MemberName, Teacher] = Field(min_length=1)
+    students: dict[MemberName, Student] = {}
     train: Train = Field(default_factory=lambda: Train(steps=1))
     """Required (steps or epochs) as soon as anything is trained."""
     evaluate: Evaluate = Evaluate()

@@ -25,6 +25,9 @@ def load_recipe(path: str | Path, overrides: list[str] | None = None) -> Recipe:
 
 def parse_recipe(raw: dict[str, Any], where: str = "recipe") -> Recipe:
     """Validate a recipe given as nested dictionaries."""
+    for group in ("teachers", "students"):
+        if isinstance(raw.get(group), dict):  # YAML reads the name 12 as a number
+            raw = raw | {group: {str(name): member for name, member in raw[group].items()}}
     merged = _with_inherited(raw)
     try:
         recipe = Recipe.model_validate(merged)
@@ -145,6 +148,8 @@ def _inherit(raw: dict[str, Any], member: Any, group: str) -> Any:
 def _lay_over(shared: dict[str, Any], own: dict[str, Any]) -> dict[str, Any]:
     """`own` over `shared`; of two keys that exclude each other the own one wins."""
     merged = shared | own
+    if isinstance(shared.get("generation"), dict) and isinstance(own.get("generation"), dict):
+        merged["generation"] = shared["generation"] | own["generation"]
     for one, other in (("steps", "epochs"), ("epochs", "steps"), ("batch_tokens", "batch_examples")):
         if own.get(one) is not None and own.get(other) is None:
             merged[other] = None
@@ -159,11 +164,12 @@ def _lay_over(shared: dict[str, Any], own: dict[str, Any]) -> dict[str, Any]:
 def _explain(error: ValidationError, raw: dict[str, Any], where: str) -> str:
     lines = [f"{where} is not a valid recipe:"]
     for item in error.errors():
-        path = [str(part) for part in item["loc"] if part != "[key]"]
+        # Without the names that pydantic gives to the alternatives of a union.
+        path = [str(part) for part in item["loc"] if not re.search(r"[\[\]]|^constrained-", str(part))]
         if _is_inherited(raw, path):
             continue  # reported once, where it was written
         line = _explain_one(item, path)
-        if line not in lines:
+        if not any(known.startswith(f"  {'.'.join(path)}:") for known in lines):
             lines.append(line)
     return "\n".join(lines)
 

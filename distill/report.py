@@ -30,7 +30,7 @@ class Line:
     scores: dict[str, Any]
     speed: dict[str, Any]
     metrics: list[dict[str, Any]]
-    summaries: dict[str, str]
+    summaries: list[str]
     teacher: str | None
 
     @property
@@ -97,7 +97,7 @@ def plot_training(lines: list[Line], run: Run, folder: Path) -> None:
     for line in lines:
         points = line.validations(run.evaluate_settings(line.member).metric)
         axes.plot(*zip(*points, strict=True), marker=".", label=str(line.member))
-    axes.set(xlabel="optimizer step", ylabel=f"validation {run.recipe.evaluate.metric}")
+    axes.set(xlabel="optimizer step", ylabel="validation score (evaluate.metric)")
     axes.legend(fontsize=8)
     _save(figure, folder / "validation.png")
 
@@ -121,7 +121,7 @@ def _line(run: Run, member: Member) -> Line:
         scores=read_json(folder / "scores.json"),
         speed=read_json(member.benchmark),
         metrics=read_jsonl(member.metrics),
-        summaries={row["id"]: row["summary"] for row in read_jsonl(folder / "predictions.jsonl")},
+        summaries=[row["summary"] for row in read_jsonl(folder / "predictions.jsonl")],
         teacher=str(run.member("teachers", settings.teacher)) if isinstance(settings, Student) else None,
     )
 
@@ -189,11 +189,12 @@ def _before_and_after(lines: list[Line], run: Run) -> str:
 
 
 def _examples(run: Run, lines: list[Line], rows: list[Row]) -> list[str]:
-    chosen = random.Random(run.recipe.seed).sample(rows, min(run.recipe.report.examples, len(rows)))
+    chosen = random.Random(run.recipe.seed).sample(range(len(rows)), min(run.recipe.report.examples, len(rows)))
     parts = []
-    for row in chosen:
+    for number in chosen:  # predictions are in corpus order; ids need not be unique
+        row = rows[number]
         table = [_row(["", "summary"]), _row(["---"] * 2), _row(["gold", row["summary"]])]
-        table += [_row([str(line.member), line.summaries[row["id"]]]) for line in lines]
+        table += [_row([str(line.member), line.summaries[number]]) for line in lines]
         document = row["document"] if len(row["document"]) <= 700 else row["document"][:700] + " ..."
         parts.append("\n".join([f"### {row['id']}\n", "> " + " ".join(document.split()) + "\n", *table, ""]))
     return parts

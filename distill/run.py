@@ -44,6 +44,9 @@ class Member:
     def final(self) -> Path:
         return self.folder / "final"
 
+    def is_trained(self) -> bool:
+        return self.final.exists() and self.best.exists()
+
     @property
     def metrics(self) -> Path:
         return self.folder / "metrics.jsonl"

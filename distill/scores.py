@@ -12,8 +12,8 @@ METRICS = ("rouge1", "rouge2", "rougeL", "rougeLsum")
 RESAMPLES = 1000
 CONFIDENCE = 0.95
 
-# The end of a sentence: . ! ? and closing marks, then space, then something that can begin one.
-SENTENCE_END = re.compile(r"([.!?][\"'”’)\]]*)\s+(?=[\"'“‘(\[]*[A-Z0-9`])")
+# The end of a sentence: . ! ? and closing marks, then space, then a word that does not begin in lower case.
+SENTENCE_END = re.compile(r"([.!?…][\"'”’)\]]*)\s+(?=\W*(\w)|$)")
 ABBREVIATION = re.compile(r"(?:\b(?:Mr|Mrs|Ms|Dr|Prof|St|No|vs|etc|e\.g|i\.e|cf|al|Fig|Eq|U\.S|[A-Z]))\.$")
 
 
@@ -24,7 +24,7 @@ def split_sentences(text: str) -> list[str]:
         start = 0
         for match in SENTENCE_END.finditer(line):
             candidate = line[start : match.end(1)]
-            if not ABBREVIATION.search(candidate):
+            if not ABBREVIATION.search(candidate) and not (match[2] or "").islower():
                 sentences.append(candidate.strip())
                 start = match.end()
         sentences.append(line[start:].strip())

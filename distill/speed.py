@@ -1,6 +1,7 @@
 """Speed and size of several models side by side: they take turns, so that a drifting machine is fair to all."""
 
 import concurrent.futures
+import logging
 import multiprocessing
 import re
 import statistics
@@ -19,6 +20,8 @@ from distill.generation import generate, generation_config
 from distill.pretrained import load_model, load_tokenizer
 from distill.reading import Row
 from distill.recipe import Benchmark, Generation
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -48,7 +51,7 @@ class _Loaded:
 
 
 def measure(candidates: Sequence[Candidate], rows: Sequence[Row], settings: Benchmark, world: World) -> dict[str, Any]:
-    """By name of candidate: parameters, disk bytes, latency, throughput, peak memory.
+    """By name of candidate: parameters, disk bytes, latency, throughput, peak memory (at the best batch size).
 
     Latency is milliseconds per document at batch 1: the mean over the documents, the median over the rounds.
     Throughput is documents per second at the best of the batch sizes, the median over the rounds.
@@ -65,9 +68,8 @@ def measure(candidates: Sequence[Candidate], rows: Sequence[Row], settings: Benc
             "latency_ms": latency[candidate.name],
             "documents_per_second": max(throughput[candidate.name].values()),
             "documents_per_second_by_batch": throughput[candidate.name],
-            "peak_memory_bytes": peak_memory(candidate, list(rows), max(settings.batch_sizes)),
+            "peak_memory_bytes": peak_memory(candidate, list(rows), _best_batch(throughput[candidate.name])),
             "documents": len(rows),
-            "rounds": settings.rounds,
             "device": _device_name(world),
             "threads": torch.get_num_threads(),
         }
@@ -134,13 +136,21 @@ def _throughput(
     result: dict[str, dict[int, float]] = {name: {} for name in loaded}
     for batch in settings.batch_sizes:
         indices = [i % documents for i in range(batch)]
-        seconds = {name: [one.seconds(indices, world)] for name, one in loaded.items()}
-        for _ in range(settings.rounds - 1):
-            for name, one in loaded.items():
-                seconds[name].append(one.seconds(indices, world))
+        seconds: dict[str, list[float]] = {name: [] for name in loaded}
+        try:
+            for _ in range(settings.rounds):
+                for name, one in loaded.items():
+                    seconds[name].append(one.seconds(indices, world))
+        except torch.OutOfMemoryError:
+            log.warning("batch size %d does not fit this GPU beside all models; left out", batch)
+            continue
         for name in loaded:
             result[name][batch] = batch / statistics.median(seconds[name])
     return result
+
+
+def _best_batch(documents_per_second: dict[int, float]) -> int:
+    return max(documents_per_second, key=documents_per_second.__getitem__)
 
 
 def _device_name(world: World) -> str:

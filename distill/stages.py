@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from distill.files import read_json, sha256_file
 from distill.recipe import Student
@@ -42,8 +43,7 @@ def stages(run: Run) -> list[Stage]:
     for member in run.members():
         graph += _stages_of(run, member)
     evaluated = tuple(stage.name for stage in graph if stage.job == "evaluate")
-    benchmarks = [member.benchmark for member in run.members()]
-    graph.append(Stage("benchmark", None, evaluated, lambda: all(path.exists() for path in benchmarks)))
+    graph.append(Stage("benchmark", None, evaluated, lambda: benchmark_is_current(run)))
     graph.append(Stage("report", None, ("benchmark",), lambda: report_is_current(run)))
     return graph
 
@@ -60,8 +60,18 @@ def _stages_of(run: Run, member: Member) -> list[Stage]:
         initial = Stage("shrink", member, (ready,), member.initial.exists)
     else:
         initial = Stage("teacher", member, ("prepare",), member.initial.exists)
-    train = Stage("train", member, (initial.name,), member.final.exists, all_processes=True)
+    train = Stage("train", member, (initial.name,), member.is_trained, all_processes=True)
     return [initial, train, Stage("evaluate", member, (train.name,), evaluation, all_processes=True)]
+
+
+def benchmark_is_current(run: Run) -> bool:
+    """True where every model was measured, all in one go, with the recipe's benchmark settings."""
+    files = [member.benchmark for member in run.members()]
+    if not all(file.exists() for file in files):
+        return False
+    measured = [read_json(file) for file in files]
+    same_go = len({entry["measured_at"] for entry in measured}) == 1
+    return same_go and measured[0]["settings"] == run.recipe.benchmark.model_dump(mode="json")
 
 
 def report_inputs(run: Run) -> dict[str, Path]:
@@ -78,5 +88,11 @@ def report_is_current(run: Run) -> bool:
     files = report_inputs(run)
     if not manifest.exists() or not all(file.exists() for file in files.values()):
         return False
-    hashes: dict[str, str] = read_json(manifest)
-    return hashes == {name: sha256_file(file) for name, file in files.items()}
+    made_of: dict[str, Any] = read_json(manifest)
+    return made_of == report_manifest(run)
+
+
+def report_manifest(run: Run) -> dict[str, Any]:
+    """What a report is made of: its settings and the hashes of its inputs."""
+    hashes = {name: sha256_file(file) for name, file in report_inputs(run).items()}
+    return {"settings": run.recipe.report.model_dump(mode="json"), "inputs": hashes}

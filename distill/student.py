@@ -56,11 +56,12 @@ def freeze(model: PreTrainedModel, parts: Sequence[str]) -> None:
 
 
 def set_dropout(model: PreTrainedModel, rate: float | None) -> None:
-    """Give every dropout of the model this rate; None leaves the model's own."""
+    """Give every dropout of the model this rate; None leaves the model's own.
+
+    The config keeps the model's own rates, so that an exported model is as its teacher was.
+    """
     if rate is None:
         return
-    for name in family_of(model.config.model_type, "dropout").dropouts:
-        setattr(model.config, name, rate)
     for module in model.modules():
         if isinstance(module, torch.nn.Dropout):
             module.p = rate

@@ -19,7 +19,7 @@ class NullTracker:
     def record(self, step: int, values: dict[str, Any]) -> None:
         """Add one record; `values` are numbers by name."""
 
-    def advance(self, step: int, tokens: int, padded_tokens: int) -> None:
+    def advance(self, step: int, tokens: int, padded_tokens: int, seconds: float) -> None:
         """Step `step` is done, which read so many tokens (source and target, all ranks; without and with padding)."""
 
     def speed(self) -> dict[str, float]:
@@ -36,12 +36,12 @@ class Tracker(NullTracker):
     def __init__(self, member: Member, step: int, steps: int) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
-        write_jsonl(member.metrics, [row for row in read_jsonl(member.metrics) if row["step"] <= step])
+        kept = [row for row in read_jsonl(member.metrics) if row["step"] <= step] if step else []
+        write_jsonl(member.metrics, kept)
         self._file = member.metrics
         self._board = SummaryWriter(str(member.tensorboard), purge_step=step + 1)
         self._steps, self._step = steps, step
-        self._last_step, self._last_time, self._tokens = step, time.monotonic(), 0
-        self._padded = 0
+        self._clear(step)
         console = Console(stderr=True)
         self._bar = Progress(
             TextColumn("{task.description}"),
@@ -63,22 +63,29 @@ class Tracker(NullTracker):
         shown = "  ".join(f"{name} {_short(value)}" for name, value in values.items())
         log.info("step %d/%d  %s", step, self._steps, shown)
 
-    def advance(self, step: int, tokens: int, padded_tokens: int) -> None:
-        self._step, self._tokens, self._padded = step, self._tokens + tokens, self._padded + padded_tokens
+    def advance(self, step: int, tokens: int, padded_tokens: int, seconds: float) -> None:
+        self._step = step
+        self._tokens += tokens
+        self._padded += padded_tokens
+        self._seconds += seconds
         self._bar.update(self._task, completed=step)
 
     def speed(self) -> dict[str, float]:
-        now = time.monotonic()
-        seconds, done = now - self._last_time, self._step - self._last_step
+        seconds, done = max(self._seconds, 1e-9), self._step - self._last_step
         values = {
             "tokens_per_second": round(self._tokens / seconds, 1),
             "padding": round(1 - self._tokens / max(1, self._padded), 4),
             "seconds_left": round(seconds / max(1, done) * (self._steps - self._step), 1),
         }
-        self._last_step, self._last_time, self._tokens = self._step, now, 0
-        self._padded = 0
+        self._clear(self._step)
         self._bar.update(self._task, rate=f"{values['tokens_per_second']:,.0f} tokens/s")
         return values
+
+    def _clear(self, step: int) -> None:
+        """Begin an interval: only the seconds of training steps count, not those of validation and saving."""
+        self._last_step = step
+        self._seconds = 0.0
+        self._tokens = self._padded = 0
 
     def close(self) -> None:
         self._bar.stop()

@@ -5,6 +5,7 @@ target tokens of the whole step. Random state is a function of (seed, step, rank
 """
 
 import logging
+import math
 import time
 from typing import Any
 
@@ -57,18 +58,18 @@ class Trainer:
         self.engine = Engine(Objective(model, train.label_smoothing), train, world)
         # Loop state: all that a checkpoint stores besides weights and optimizer.
         self.step, self.best, self.seconds = 0, float("-inf"), 0.0
+        self.began = time.monotonic()
 
     def run(self) -> None:
         """Train to the end from the newest complete checkpoint, or from the start; leaves best/ and final/."""
         self._resume()
         tracker = Tracker(self.member, self.step, self.steps) if self.world.is_main else NullTracker()
-        began = time.monotonic() - self.seconds
+        self.began = time.monotonic() - self.seconds
         if self.step == 0 and self.evaluate.before_training:
             self.validate(tracker)
         while self.step < self.steps:
             values = self.train_step(tracker)
             self.step += 1
-            self.seconds = time.monotonic() - began
             if self.is_due(self.settings.log_every_steps):
                 tracker.record(
                     self.step, {**values, **tracker.speed(), "epoch": self.examples.epoch, "steps": self.steps}
@@ -77,12 +78,13 @@ class Trainer:
                 self.validate(tracker)
             if self.step % self.settings.save_every_steps == 0 and self.step < self.steps:
                 self.save()
-        tracker.record(self.step, {"training_minutes": (time.monotonic() - began) / 60})
+        tracker.record(self.step, {"training_minutes": (time.monotonic() - self.began) / 60})
         tracker.close()
         self.export("final")  # last: its folder says that the training is complete
 
     def train_step(self, tracker: NullTracker) -> dict[str, float]:
         """One optimizer step: micro-batches forward and backward, agree that the loss is finite, update."""
+        began = time.monotonic()
         examples = self.examples[self.step]
         dealt = deal(examples, self.lengths, self.world.size, self.settings.micro_batch_tokens)
         target_tokens = sum(self.lengths[i][1] for i in examples)
@@ -95,10 +97,11 @@ class Trainer:
         self.refuse_non_finite(loss, examples)
         rate = learning_rate(self.settings, self.step, self.steps)
         norm = self.engine.step(rate)
+        self.refuse_non_finite_gradient(norm, examples)
         tokens = sum(sum(self.lengths[i]) for i in examples)
         padded = sum(padded_tokens(part, self.lengths) for parts in dealt for part in parts)
-        tracker.advance(self.step + 1, tokens, padded)
-        return {"loss": loss, "learning_rate": rate, "gradient_norm": norm}
+        tracker.advance(self.step + 1, tokens, padded, time.monotonic() - began)
+        return {"loss": loss, "learning_rate": rate} | ({} if norm is None else {"gradient_norm": norm})
 
     def validate(self, tracker: NullTracker) -> None:
         """Summarize and score the validation examples; export the weights where they are the best so far."""
@@ -115,7 +118,7 @@ class Trainer:
             self.export("best")
 
     def save(self) -> None:
-        state = {"step": self.step, "best": self.best, "seconds": self.seconds}
+        state = {"step": self.step, "best": self.best, "seconds": time.monotonic() - self.began}
         self.engine.save(self.member.checkpoints, self.step, state, self.settings.keep_checkpoints)
 
     def export(self, name: str) -> None:
@@ -130,12 +133,21 @@ class Trainer:
         return self.step % every_steps == 0 or self.step == self.steps
 
     def refuse_non_finite(self, loss: float, examples: list[int]) -> None:
-        if not torch.isfinite(torch.tensor(loss)):
-            ids = ", ".join(self.data.train_ids[i] for i in examples[:8])
+        if not math.isfinite(loss):
             raise NonFiniteLossError(
-                f"the loss of step {self.step + 1} is {loss}; the weights were left as they were. Its examples: {ids}"
-                f"{' ...' if len(examples) > 8 else ''}. Lower the learning rate, use fp32, or look at the examples."
+                f"the loss of step {self.step + 1} is {loss}; the weights were left as they were. {self._advice(examples)}"
             )
+
+    def refuse_non_finite_gradient(self, norm: float | None, examples: list[int]) -> None:
+        """Checked after the update, where the norm is known, and before anything is saved."""
+        if norm is not None and not math.isfinite(norm):
+            raise NonFiniteLossError(
+                f"the gradient of step {self.step + 1} is not finite; the last checkpoint stands. {self._advice(examples)}"
+            )
+
+    def _advice(self, examples: list[int]) -> str:
+        ids = ", ".join(self.data.train_ids[i] for i in examples[:8]) + (" ..." if len(examples) > 8 else "")
+        return f"Its examples: {ids}. Lower the learning rate, use fp32, or look at the examples."
 
     def _resume(self) -> None:
         newest = self.world.broadcast(newest_complete(self.member.checkpoints))

@@ -4,7 +4,9 @@ Speed, size and memory of all teachers and students, in one process and one run,
 """
 
 import logging
+import time
 
+from distill.stages import benchmark_is_current
 from jobs.start import Arguments, main
 
 log = logging.getLogger(__name__)
@@ -13,7 +15,7 @@ log = logging.getLogger(__name__)
 def benchmark(arguments: Arguments) -> None:
     run = arguments.run
     members = run.members()
-    if all(member.benchmark.exists() for member in members):
+    if benchmark_is_current(run):
         log.info("the benchmark is complete")
         return
     weights = {member: run.weights(member) for member in members}
@@ -43,8 +45,9 @@ def benchmark(arguments: Arguments) -> None:
         for member, path in weights.items()
     ]
     measured = measure(candidates, rows, settings, world)
+    common = {"measured_at": time.time(), "settings": settings.model_dump(mode="json")}
     for member in members:
-        write_json(member.benchmark, measured[str(member)])
+        write_json(member.benchmark, common | measured[str(member)])
         log.info("%s: %s", member, measured[str(member)])
 
 

@@ -12,7 +12,7 @@ log = logging.getLogger(__name__)
 
 
 def report(arguments: Arguments) -> None:
-    from distill.stages import report_inputs, report_is_current
+    from distill.stages import report_inputs, report_is_current, report_manifest
 
     run = arguments.run
     missing = [name for name, file in report_inputs(run).items() if not file.exists()]
@@ -26,13 +26,12 @@ def report(arguments: Arguments) -> None:
         return
 
     from distill.corpus import read_split
-    from distill.files import atomic_folder, sha256_file, write_json
+    from distill.files import atomic_folder, write_json
     from distill.report import write_report
 
     with atomic_folder(run.report) as folder:
         write_report(run, read_split(run.split("test")), folder)
-        hashes = {name: sha256_file(file) for name, file in report_inputs(run).items()}
-        write_json(folder / "manifest.json", hashes)
+        write_json(folder / "manifest.json", report_manifest(run))
     log.info("wrote %s", run.report / "report.md")
 
 

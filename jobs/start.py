@@ -33,6 +33,8 @@ def main(job: Callable[[Arguments], None], name: str, needs_member: bool = False
     """Run a job from the command line and exit: 0 done, 2 wrong input, 1 failure."""
     options = _parse(name, needs_member)
     logging.basicConfig(level=logging.INFO, format=_log_format(), stream=sys.stderr, force=True)
+    for chatty in ("absl", "compilers", "httpx"):
+        logging.getLogger(chatty).setLevel(logging.WARNING)
     try:
         recipe = load_recipe(options.recipe, options.overrides)
         check_recipe(recipe)

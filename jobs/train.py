@@ -19,7 +19,7 @@ def train(arguments: Arguments) -> None:
     settings = run.train_settings(member)
     if settings is None:
         raise InputError(f"{member} is not trained by this recipe. Give a student, or a teacher with a train block.")
-    if member.final.exists():
+    if member.is_trained():
         log.info("%s is complete", member.final)
         return
     if not member.initial.exists():

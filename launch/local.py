@@ -1,7 +1,9 @@
 """On this machine: runs the missing stages of a run one after the other, with the DeepSpeed launcher where it pays."""
 
+import itertools
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -13,6 +15,7 @@ from typing import IO
 
 from rich.console import Console
 
+from distill.errors import InputError
 from distill.run import Run
 from distill.stages import Stage, stages
 from launch.state import GraphState
@@ -28,8 +31,11 @@ class Processes:
     """How many processes a training stage gets, and on what."""
 
     count: int
-    device: str  # "GPU" or "CPU"
-    given: bool
+    gpus: tuple[str, ...]  # the ids of those that are used; none: CPU processes
+
+    @property
+    def device(self) -> str:
+        return "GPU" if self.gpus else "CPU"
 
     @property
     def threads(self) -> int:
@@ -40,8 +46,11 @@ class Processes:
 def processes_here(asked: int | None) -> Processes:
     """All visible GPUs, or on a machine without any, CPU processes; `asked` overrides the number."""
     gpus = _visible_gpus()
-    count = asked or gpus or min(CPU_PROCESSES, os.cpu_count() or 1)
-    return Processes(count, "GPU" if gpus else "CPU", asked is not None)
+    if not gpus:
+        return Processes(asked or min(CPU_PROCESSES, os.cpu_count() or 1), ())
+    if asked and asked > len(gpus):
+        raise InputError(f"--processes: {asked} given, but {len(gpus)} GPUs are visible; one process needs one GPU.")
+    return Processes(asked or len(gpus), tuple(gpus[:asked]))
 
 
 def run_graph(run: Run, processes: Processes, console: Console) -> int:
@@ -52,6 +61,7 @@ def run_graph(run: Run, processes: Processes, console: Console) -> int:
         console.print(f"nothing to do: {run.folder} is complete, see {run.report / 'report.md'}", soft_wrap=True)
         return 0
     state = GraphState(run.logs)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # so that the running job is ended too
     for stage in graph:
         if stage.is_complete():
             continue
@@ -70,14 +80,14 @@ def command(run: Run, stage: Stage, processes: Processes, recipe_file: Path | No
     if not stage.all_processes or processes.count == 1:
         return [sys.executable, "-m", *job]
     launcher = [str(Path(sys.executable).with_name("deepspeed"))]
-    if processes.device == "CPU" or processes.given:
+    if processes.device == "CPU":  # the GPUs come by CUDA_VISIBLE_DEVICES
         launcher += ["--num_accelerators", str(processes.count)]
     return [*launcher, "--master_port", str(_free_port()), "--module", *job]
 
 
 def _run_stage(run: Run, stage: Stage, processes: Processes, state: GraphState, console: Console, number: str) -> int:
     log_file = run.logs / f"{stage.name}.log"
-    environment = os.environ | ({} if processes.device == "GPU" else _threads(stage, processes))
+    environment = os.environ | _environment(stage, processes)
     began = time.monotonic()
     line = command(run, stage, processes)
     with log_file.open("ab") as log, console.status("") as display:
@@ -113,22 +123,24 @@ def _last_lines(file: IO[bytes]) -> Iterator[str]:
     yield from file.read().decode(errors="replace").splitlines()[-LOG_LINES:]
 
 
-def _threads(stage: Stage, processes: Processes) -> dict[str, str]:
+def _environment(stage: Stage, processes: Processes) -> dict[str, str]:
+    if processes.gpus:
+        return {"CUDA_VISIBLE_DEVICES": ",".join(processes.gpus)}
     if "OMP_NUM_THREADS" in os.environ or not stage.all_processes:
         return {}
     return {"OMP_NUM_THREADS": str(processes.threads)}
 
 
-def _visible_gpus() -> int:
+def _visible_gpus() -> list[str]:
     """GPUs of this machine, without torch: CUDA_VISIBLE_DEVICES, else what nvidia-smi lists."""
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     nvidia_smi = shutil.which("nvidia-smi")
     if nvidia_smi is None:
-        return 0
-    if visible is not None:
-        return len([device for device in visible.split(",") if device.strip()])
+        return []
+    if visible is not None:  # CUDA itself ends the list at the first -1
+        return [*itertools.takewhile(lambda device: device and device != "-1", map(str.strip, visible.split(",")))]
     listed = subprocess.run([nvidia_smi, "--list-gpus"], capture_output=True, text=True, check=False)
-    return listed.stdout.count("GPU ") if listed.returncode == 0 else 0
+    return [str(number) for number in range(listed.stdout.count("GPU "))] if listed.returncode == 0 else []
 
 
 def _free_port() -> int:

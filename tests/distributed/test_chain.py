@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import socket
 import subprocess
@@ -151,7 +152,7 @@ def test_a_failure_shows_the_end_of_the_log(finished: Path, tmp_path: Path) -> N
     shutil.copytree(finished / "runs", tmp_path / "runs")
     shutil.rmtree(tmp_path / "runs" / "tiny" / "students" / "half" / "final")
     shutil.rmtree(tmp_path / "runs" / "tiny" / "students" / "half" / "checkpoints")
-    (tmp_path / "runs" / "tiny" / "students" / "half" / "initial" / "model.safetensors").write_bytes(b"torn")
+    (tmp_path / "runs" / "tiny" / "corpus" / "train.parquet").write_bytes(b"torn")
     result = run_command("launch", "run", str(finished / "tiny.yaml"), "--runs", str(tmp_path / "runs"))
     assert result.returncode not in (0, 2, 75)
     log = tmp_path / "runs" / "tiny" / "logs" / "train-student-half.log"
@@ -257,6 +258,45 @@ def _saved_model(folder: Path) -> Path:
     model.save_pretrained(folder / "model")
     tokenizer.save_pretrained(folder / "model")
     return folder / "model"
+
+
+def test_torn_weights_are_named(corpus: Path, tmp_path: Path) -> None:
+    folder = _saved_model(tmp_path)
+    (folder / "model.safetensors").write_bytes(b"torn")
+    recipe = write_recipe(tmp_path, teachers={"own": {"model": str(folder)}}, students={})
+    for job in (["jobs.prepare"], ["jobs.evaluate", "--teacher", "own"]):
+        result = run_command(job[0], str(recipe), *job[1:], "--runs", str(tmp_path / "runs"))
+    refused(result, f"cannot load '{folder}'")
+
+
+RECIPES = sorted((ROOT / "jobs" / "recipes").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_every_recipe_of_the_repository_dry_runs(path: Path, tmp_path: Path) -> None:
+    if path.stem == "scitldr" and not (ROOT.parent / "shared" / "data" / "scitldr").exists():
+        pytest.skip("NO REAL CORPUS: ../shared/data/scitldr is not there")
+    result = run_command("launch", "run", str(path), "--dry-run", "--runs", str(tmp_path))
+    assert result.returncode == 0, result.stderr
+    assert "jobs.train" in result.stdout and "known once the teacher" not in result.stdout
+
+
+def test_the_demo_teacher_is_small_enough() -> None:
+    folder = ROOT / "jobs" / "recipes" / "demo-teacher"
+    assert sum(path.stat().st_size for path in folder.iterdir()) <= 16_000_000
+
+
+def test_every_command_of_the_readme_exists() -> None:
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    for module in set(re.findall(r"-m(?:odule)? (jobs\.\w+)", text)):
+        result = run_command(module, "--help")
+        assert result.returncode == 0, module
+        options = set(re.findall(r"--[a-z-]+", result.stdout))
+        for line in (line for line in text.splitlines() if f"{module} RECIPE" in line):
+            after = line.split(f"{module} RECIPE")[1].split("#")[0]
+            assert set(re.findall(r"--[a-z-]+", after)) <= options, line
+    for path in re.findall(r"(?:jobs|distill|tests|slurm)/[\w/.-]+\.(?:yaml|py|json|md)", text):
+        assert (ROOT / path).exists(), path
 
 
 def test_jobs_say_what_they_need(corpus: Path, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""The training step on one, two and three gloo processes: the same losses, the same weights, exact resume."""
+"""The training step on one, two and four gloo processes: the same losses, the same weights, exact resume."""
 
 import math
 import shutil
@@ -47,6 +47,8 @@ def make_parts(family: str = "bart") -> tuple[Any, Any, TrainingData]:
 
 def make_trainer(world: World, folder: str, family: str = "bart", **settings: Any) -> Trainer:
     student, tokenizer, data = make_parts(family)
+    if settings.get("precision") == "bf16":
+        student.bfloat16()
     evaluate = Evaluate(every_steps=4, num_beams=2, before_training=True)
     member = Member("students", "s", Path(folder))
     return Trainer(member, student, tokenizer, data, Train(**(BASE | settings)), evaluate, 11, world)
@@ -114,13 +116,17 @@ OTHERS: dict[str, dict[str, Any]] = {
 }
 
 
+BF16 = {f"bf16-zero{stage}": {"zero_stage": stage, "precision": "bf16"} for stage in (1, 2, 3)}
+FEW: dict[str, dict[str, Any]] = {f"few-zero{stage}": {"zero_stage": stage, "batch_examples": 3} for stage in (0, 2, 3)}
+
+
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Every case on one and two processes, a few on three (more ranks than a step has micro-batches to give)."""
+    """Every case on one and two processes, a few on four, some of them with more ranks than examples in a step."""
     folder = tmp_path_factory.mktemp("trained")
-    run_distributed(train_all, 1, str(folder), CASES | OTHERS)
-    run_distributed(train_all, 2, str(folder), CASES | OTHERS)
-    run_distributed(train_all, 4, str(folder), {"zero2": CASES["zero2"], "zero3": CASES["zero3"]})
+    run_distributed(train_all, 1, str(folder), CASES | OTHERS | BF16 | FEW)
+    run_distributed(train_all, 2, str(folder), CASES | OTHERS | BF16)
+    run_distributed(train_all, 4, str(folder), {"zero2": CASES["zero2"], "zero3": CASES["zero3"], **FEW})
     return folder
 
 
@@ -141,6 +147,18 @@ def test_the_same_loss_curve_however_it_is_cut(trained: Path, name: str, world_s
 @pytest.mark.parametrize("name", ["zero2", "zero3"])
 def test_four_processes(trained: Path, name: str) -> None:
     assert losses(trained / f"4-{name}") == pytest.approx(losses(trained / "1-zero0"), rel=1e-5)
+
+
+@pytest.mark.parametrize("name", FEW)
+def test_ranks_without_examples_take_part(trained: Path, name: str) -> None:
+    assert losses(trained / f"4-{name}") == pytest.approx(losses(trained / "1-few-zero0"), rel=1e-5)
+
+
+@pytest.mark.parametrize("name", BF16)
+@pytest.mark.parametrize("world_size", [1, 2])
+def test_bf16_follows_fp32(trained: Path, name: str, world_size: int) -> None:
+    """Eight bits of mantissa: a few parts in a thousand."""
+    assert losses(trained / f"{world_size}-{name}") == pytest.approx(losses(trained / "1-zero0"), rel=5e-3)
 
 
 @pytest.mark.parametrize("name", OTHERS)
@@ -231,6 +249,27 @@ def poison_rank_one(world: World, folder: str) -> str:
     except NonFiniteLossError as error:
         return str(error)
     return "no error"
+
+
+def explode(world: World, folder: str) -> list[str]:
+    """A finite loss whose gradient is not."""
+    messages = []
+    for stage in (0, 2):
+        trainer = make_trainer(world, f"{folder}/{stage}", zero_stage=stage, save_every_steps=1)
+        accumulate = trainer.engine.accumulate
+        trainer.engine.accumulate = lambda batch, scale, run=accumulate: run(batch, scale * 1e38)  # type: ignore[method-assign]
+        try:
+            trainer.run()
+            messages.append("no error")
+        except NonFiniteLossError as error:
+            messages.append(str(error))
+    return messages
+
+
+def test_a_gradient_that_is_not_finite_is_never_saved(tmp_path: Path) -> None:
+    for message in run_distributed(explode, 1, str(tmp_path))[0]:
+        assert "the gradient of step 1 is not finite; the last checkpoint stands" in message
+    assert not list(tmp_path.rglob("step-*"))
 
 
 def test_a_loss_that_is_no_number_on_any_rank_stops_all(tmp_path: Path) -> None:

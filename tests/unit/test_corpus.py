@@ -56,7 +56,8 @@ def test_empty_texts_are_dropped_and_counted(tmp_path: Path) -> None:
     (folder / "train.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
     counts = prepare(folder, tmp_path / "out")["splits"]["train"]
     assert counts["dropped"] == {"empty document": 1, "empty summary": 2}
-    assert (counts["read"], counts["examples"], counts["duplicate_documents"]) == (15, 12, 2)
+    assert (counts["read"], counts["examples"]) == (15, 12)
+    assert (counts["duplicate_documents"], counts["duplicate_ids"]) == (2, 2)
 
 
 def test_a_seeded_sample(tmp_path: Path) -> None:
@@ -78,6 +79,9 @@ BAD_LINES = {
     "not an object": ("[1, 2]", "train.jsonl, line 3: list given, expected an object"),
     "not JSON": ("{'a': 1}", "train.jsonl, line 3: not JSON"),
     "a missing field": ('{"document": "x", "sumary": "y"}', "no field 'summary'; its fields are 'document', 'sumary'"),
+    "a torn surrogate": ('{"document": "x\\ud83d", "summary": "y"}', "has a lone surrogate '\\ud83d' at character 1"),
+    "a huge number": ('{"document": "x", "summary": "y", "n": ' + "9" * 5000 + "}", "line 3: not JSON"),
+    "deep nesting": ("[" * 100_000, "line 3: not JSON"),
     "not a text": ('{"document": 5, "summary": "y"}', "'document' is int, expected a text"),
 }
 
@@ -171,6 +175,8 @@ def test_packages_are_read_without_importing_them(tmp_path: Path) -> None:
         (tmp_path / f"m{number}.py").write_text(body)
     (tmp_path / "copy.py").write_text((tmp_path / "m0.py").read_text())  # the same text again
     (tmp_path / "broken.py").write_text("def (")
+    (tmp_path / "dangling.py").symlink_to(tmp_path / "nowhere.py")
+    (tmp_path / "surrogate.py").write_text(f'def f():\n    """{indented}\\ud83d"""\n')
     splits = read_docstrings([tmp_path])
     assert sum(map(len, splits.values())) == 60
     for split, rows in splits.items():

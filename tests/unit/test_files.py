@@ -51,7 +51,7 @@ def make_checkpoint(folder: Path, step: int) -> Path:
     partial = checkpoint.partial_folder(folder, step)
     partial.mkdir(parents=True)
     (partial / "weights.pt").write_bytes(b"x" * 100)
-    return checkpoint.complete(folder, step)
+    return checkpoint.complete(folder, step, world_size=2)
 
 
 def test_the_newest_complete_checkpoint_is_chosen(tmp_path: Path) -> None:
@@ -63,6 +63,13 @@ def test_the_newest_complete_checkpoint_is_chosen(tmp_path: Path) -> None:
     assert checkpoint.newest_complete(tmp_path) == second
     (second / "manifest.json").unlink()
     assert checkpoint.newest_complete(tmp_path) == first
+
+
+def test_another_number_of_processes_is_refused(tmp_path: Path) -> None:
+    folder = make_checkpoint(tmp_path, 5)
+    checkpoint.check_world_size(folder, 2)
+    with pytest.raises(InputError, match="was saved by 2 process.* but 3 are running now.*--processes 2"):
+        checkpoint.check_world_size(folder, 3)
 
 
 def test_only_the_last_checkpoints_are_kept(tmp_path: Path) -> None:

@@ -93,6 +93,8 @@ def test_every_error_at_once_with_its_path() -> None:
         ({"train": {}}, "train: give one of steps and epochs"),
         ({"train": {"steps": 1, "epochs": 1}}, "give one of steps and epochs"),
         ({"train": {"steps": 1, "batch_tokens": 5}}, "give one of batch_examples and batch_tokens"),
+        ({"train": {"steps": 1, "precision": "bf16", "zero_stage": 0}}, "bf16 needs zero_stage 1, 2 or 3"),
+        ({"benchmark": {"batch_sizes": []}}, "benchmark.batch_sizes"),
         ({"name": "../x"}, "name: '../x' given"),
         ({"students": {"a b": {"teacher": "t"}}}, "students.a b"),
         ({"teachers": {}}, "teachers"),
@@ -126,6 +128,29 @@ def test_a_missing_file_and_wrong_overrides(tmp_path: Path) -> None:
     ):
         with pytest.raises(InputError, match=message):
             load_recipe(path, [override])
+
+
+def test_generation_settings_are_inherited_one_by_one() -> None:
+    raw = recipe(
+        evaluate={"generation": {"num_beams": 4, "length_penalty": 0.5}},
+        students={"s": {"teacher": "t", "evaluate": {"generation": {"num_beams": 8}}}},
+    )
+    loaded = parse_recipe(raw)
+    generation = loaded.students["s"].evaluate.generation
+    assert (generation.num_beams, generation.length_penalty) == (8, 0.5)
+    assert parse_recipe(parse_yaml(dump_recipe(loaded))) == loaded
+
+
+def test_names() -> None:
+    assert list(parse_recipe(recipe(students={12: {"teacher": "t"}})).students) == ["12"]
+    with pytest.raises(InputError, match=r"students\.v1\.0"):
+        parse_recipe(recipe(students={"v1.0": {"teacher": "t"}}))
+
+
+def test_one_message_for_a_value_of_several_kinds() -> None:
+    with pytest.raises(InputError) as error:
+        parse_recipe(recipe(students={"s": {"teacher": "t", "decoder_layers": 0}}))
+    assert str(error.value).count("students.s.decoder_layers") == 1 and "constrained" not in str(error.value)
 
 
 def test_flatten() -> None:

@@ -10,7 +10,8 @@ from distill.files import append_jsonl, write_json
 from distill.preflight import check_folder, check_recipe
 from distill.recipe_file import parse_recipe
 from distill.run import Run, open_run
-from distill.stages import stages
+from distill.stages import benchmark_is_current, stages
+from launch.local import processes_here
 from launch.state import stage_state
 from launch.status import progress
 from tests.unit.test_recipe import recipe
@@ -58,6 +59,7 @@ def test_files_decide_what_is_complete(tmp_path: Path) -> None:
     run = make_run(tmp_path)
     student = run.member("students", "s")
     graph = {stage.name: stage for stage in stages(run)}
+    student.best.mkdir(parents=True)
     for name, path in (
         ("prepare", run.corpus),
         ("shrink-student-s", student.initial),
@@ -146,6 +148,49 @@ def test_students_are_checked_against_their_teacher() -> None:
         check_recipe(parse_recipe(recipe(teachers={"t": SCRATCH}, corpus=too_long)))
 
 
+def test_summaries_fit_the_positions() -> None:
+    generation = {"evaluate": {"generation": {"max_new_tokens": 600}}}
+    for changes, message in (
+        (
+            {"corpus": {"train": "docstrings", "max_target_tokens": 513}},
+            "corpus.max_target_tokens: 513 given, but teacher t",
+        ),
+        (
+            {"students": {"s": {"teacher": "t", **generation}}},
+            "students.s.evaluate.generation.max_new_tokens: 600 given",
+        ),
+    ):
+        with pytest.raises(InputError, match=message):
+            check_recipe(parse_recipe(recipe(teachers={"t": SCRATCH}, **changes)))
+
+
+def test_the_benchmark_is_of_one_go_and_of_these_settings(tmp_path: Path) -> None:
+    run = make_run(tmp_path)
+    for member in run.members():
+        member.folder.mkdir(parents=True)
+        write_json(member.benchmark, {"measured_at": 1.0, "settings": run.recipe.benchmark.model_dump(mode="json")})
+    assert benchmark_is_current(run)
+    assert not benchmark_is_current(make_run(tmp_path, benchmark={"rounds": 5}))
+    write_json(run.members()[0].benchmark, {"measured_at": 2.0, "settings": {}})
+    assert not benchmark_is_current(run)
+
+
+def test_processes_and_gpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "nvidia-smi").write_text("#!/bin/sh\necho 'GPU 0: x'; echo 'GPU 1: x'; echo 'GPU 2: x'\n")
+    (tmp_path / "nvidia-smi").chmod(0o755)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    monkeypatch.setenv("PATH", "")
+    assert (processes_here(4).count, processes_here(4).device) == (4, "CPU")
+    monkeypatch.setenv("PATH", f"{tmp_path}:/bin:/usr/bin")
+    assert processes_here(None).gpus == ("0", "1", "2") and processes_here(2).gpus == ("0", "1")
+    for visible, ids in (("5,7", ("5", "7")), ("5,-1,7", ("5",)), ("-1", ()), ("", ())):
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+        assert processes_here(None).gpus == ids
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "5,7")
+    with pytest.raises(InputError, match="--processes: 3 given, but 2 GPUs are visible"):
+        processes_here(3)
+
+
 def test_teacher_folders_are_checked(tmp_path: Path) -> None:
     folder = tmp_path / "m"
     with pytest.raises(InputError, match="is no folder"):
@@ -160,6 +205,13 @@ def test_teacher_folders_are_checked(tmp_path: Path) -> None:
             check_folder(folder)
         write_json(folder / name, {"model_type": "gpt2"})
     check_folder(folder)
+    for text, message in (("{", "is not JSON"), ("[]", "holds list, expected an object")):
+        (tmp_path / "bad").mkdir(exist_ok=True)
+        for name in ("model.safetensors", "tokenizer.json"):
+            (tmp_path / "bad" / name).touch()
+        (tmp_path / "bad" / "config.json").write_text(text)
+        with pytest.raises(InputError, match=message):
+            check_recipe(parse_recipe(recipe(teachers={"t": {"model": str(tmp_path / "bad")}})))
     with pytest.raises(
         InputError, match="model type 'gpt2' is not known; expected one of bart, marian, mbart, pegasus, t5"
     ):

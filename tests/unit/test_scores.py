@@ -9,6 +9,9 @@ def test_sentences() -> None:
     assert split_sentences(text) == [
         "Dr. Smith paid $3.50 to J. Doe.", '"Really?" he asked.', "Yes!", "See e.g. Figure 2", "A new line",
     ]  # fmt: skip
+    assert split_sentences("C'est fini. Ça va? Été. no capital. это. Всё.") == [
+        "C'est fini.", "Ça va?", "Été. no capital. это.", "Всё.",
+    ]  # fmt: skip
     assert split_sentences("") == [] and first_sentence("  ") == ""
     assert first_sentence("One. Two.") == "One."
 
