@@ -13,7 +13,8 @@ Group = Literal["teachers", "students"]
 Split = Literal["train", "validation", "test"]
 SPLITS: tuple[Split, ...] = ("train", "validation", "test")
 
-# Keys that change how fast or how safely something is computed, or how it is shown, but not what comes out.
+# Keys that change how fast or how safely something is computed, but not what comes out (with dropout, the size of the
+# micro-batches decides which random masks are drawn, as the number of processes does).
 FREE_KEYS = ("micro_batch_tokens", "save_every_steps", "keep_checkpoints", "log_every_steps", "evaluate.batch_tokens")
 
 

@@ -156,6 +156,8 @@ class Trainer:
             return
         state = self.engine.load(newest)
         self.step, self.best, self.seconds = state["step"], state["best"], state["seconds"]
+        if not self.member.best.exists():  # lost with the job that was replacing it
+            self.best = float("-inf")
         log.info("%s: resuming at step %d of %d from %s", self.member, self.step, self.steps, newest)
 
     def _score(self, summaries: list[str]) -> dict[str, float]:

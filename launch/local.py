@@ -23,7 +23,7 @@ from launch.status import progress
 
 CPU_PROCESSES = 2
 LOG_LINES = 15
-POLL_SECONDS = 0.2
+POLL_SECONDS = 0.5
 
 
 @dataclass(frozen=True)

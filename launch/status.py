@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
+from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from distill.files import read_json, read_jsonl
@@ -36,7 +37,7 @@ class Progress:
 
 
 def progress(run: Run, stage: Stage) -> Progress:
-    """Read from the end of metrics.jsonl."""
+    """Read from metrics.jsonl."""
     if stage.job != "train" or stage.member is None:
         return Progress()
     rows = read_jsonl(stage.member.metrics)
@@ -56,17 +57,12 @@ def progress(run: Run, stage: Stage) -> Progress:
 def table(run: Run) -> Table:
     graph_file = run.logs / "graph.json"
     known: dict[str, dict[str, Any]] = read_json(graph_file) if graph_file.exists() else {}
-    shown = Table(title=str(run.folder), title_justify="left")
-    for column in ("stage", "state", "progress", "speed", "time left", "log"):
-        shown.add_column(column, overflow="fold")
+    shown = Table(title=f"{run.folder} (log to open: {run.logs}/STAGE.log)", title_justify="left", box=SIMPLE_HEAD)
+    for column in ("stage", "state", "step", "tokens/s", "time left"):
+        shown.add_column(column, no_wrap=True)
     for stage in stages(run):
         state = stage_state(known, stage.name, stage.is_complete())
         far = progress(run, stage)
         left = far.left() if state == "running" else ""
-        shown.add_row(stage.name, state, far.done(), far.speed(), left, _log(run, stage))
+        shown.add_row(stage.name, state, far.done().removeprefix("step "), far.speed().removesuffix(" tokens/s"), left)
     return shown
-
-
-def _log(run: Run, stage: Stage) -> str:
-    path = run.logs / f"{stage.name}.log"
-    return str(path.relative_to(run.folder)) if path.exists() else ""
