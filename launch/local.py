@@ -22,7 +22,7 @@ from launch.state import GraphState
 from launch.status import progress
 
 CPU_PROCESSES = 2
-LOG_LINES = 15
+LOG_LINES = 25
 POLL_SECONDS = 0.5
 
 

@@ -156,7 +156,7 @@ def test_a_failure_shows_the_end_of_the_log(finished: Path, tmp_path: Path) -> N
     result = run_command("launch", "run", str(finished / "tiny.yaml"), "--runs", str(tmp_path / "runs"))
     assert result.returncode not in (0, 2, 75)
     log = tmp_path / "runs" / "tiny" / "logs" / "train-student-half.log"
-    assert str(log) in result.stdout and "Error" in result.stdout and log.exists()
+    assert str(log) in result.stdout and "ArrowInvalid" in result.stdout and log.exists()
     status = run_command("launch", "status", str(tmp_path / "runs" / "tiny")).stdout
     assert "failed" in status
 
@@ -187,7 +187,7 @@ BAD_RECIPES: dict[str, tuple[dict[str, Any], list[str]]] = {
         ["students.s.encoder_layers: layers [2] are out of range; the teacher's layers are 0 to 1"],
     ),
     "no such teacher folder": ({"teachers": {"own": {"model": "./nowhere"}}}, ["teachers.own.model", "no folder"]),
-    "no such corpus": ({"corpus": {"train": "nowhere.jsonl"}}, ["corpus.train: 'nowhere.jsonl' given", "no such file"]),
+    "no such corpus": ({"corpus": {"train": "nowhere.jsonl", "max_target_tokens": 12}}, ["corpus.train: 'nowhere.jsonl' given", "no such file"]),
     "more tokens than positions": (
         {"corpus": {"train": "docstrings", "max_source_tokens": 65}},
         ["corpus.max_source_tokens: 65 given, but teacher own has 64 positions"],

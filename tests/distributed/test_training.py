@@ -99,7 +99,7 @@ def plain_losses() -> list[float]:
             group["lr"] = learning_rate(train, step, STEPS)
         optimizer.step()
         optimizer.zero_grad()
-        result.append(float(loss))
+        result.append(float(loss.detach()))
     return result
 
 
@@ -257,7 +257,7 @@ def explode(world: World, folder: str) -> list[str]:
     for stage in (0, 2):
         trainer = make_trainer(world, f"{folder}/{stage}", zero_stage=stage, save_every_steps=1)
         accumulate = trainer.engine.accumulate
-        trainer.engine.accumulate = lambda batch, scale, run=accumulate: run(batch, scale * 1e38)  # type: ignore[method-assign]
+        trainer.engine.accumulate = lambda batch, scale, run=accumulate: run(batch, scale * math.inf)  # type: ignore[method-assign]
         try:
             trainer.run()
             messages.append("no error")
