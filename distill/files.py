@@ -13,6 +13,7 @@ from typing import Any
 from distill.errors import InputError
 
 PARTIAL = ".partial"
+REPLACED = ".replaced"
 
 
 @contextlib.contextmanager
@@ -50,7 +51,7 @@ def publish_folder(partial: Path, path: Path) -> None:
     for entry in [*partial.rglob("*"), partial]:
         fsync(entry)
     if path.exists():
-        replaced = path.with_name(path.name + ".replaced")
+        replaced = path.with_name(path.name + REPLACED)
         shutil.rmtree(replaced, ignore_errors=True)
         path.replace(replaced)
         partial.replace(path)
@@ -58,6 +59,13 @@ def publish_folder(partial: Path, path: Path) -> None:
     else:
         partial.replace(path)
     fsync(path.parent)
+
+
+def restore_replaced(path: Path) -> None:
+    """Bring back what `publish_folder` had moved away when it was killed before the new folder took its place."""
+    replaced = path.with_name(path.name + REPLACED)
+    if replaced.exists() and not path.exists():
+        replaced.replace(path)
 
 
 def fsync(path: Path) -> None:

@@ -167,7 +167,7 @@ def _train_sentencepiece(vocabulary: int, special: list[str], texts: Iterator[st
             minloglevel=2,
             **ids,
         )
-    except RuntimeError as error:
+    except (RuntimeError, ValueError) as error:
         raise InputError(
             f"tokenizer.vocabulary: {vocabulary} given, but the corpus does not yield so many pieces "
             f"({str(error).splitlines()[-1]}). Choose fewer, or a larger corpus."

@@ -46,6 +46,10 @@ def read_rows(path: Path, document: str, summary: str) -> Iterator[Row]:
 def _split_file(split: Split, given: str | None, folder: Path) -> Path:
     if given is not None:
         path = Path(given)
+        if path.is_dir():
+            raise InputError(
+                f"corpus.{split}: {given!r} is a folder, expected a file. Only corpus.train takes a folder."
+            )
         if not path.is_file():
             raise InputError(
                 f"corpus.{split}: {given!r} given, but there is no such file or folder. "

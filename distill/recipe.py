@@ -1,21 +1,29 @@
 """The schema of a recipe: one YAML file, the whole experiment (what, never where). `recipe_file.py` reads it."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, model_validator
 
 Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)]
 MemberName = Annotated[
     str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$", max_length=100)
 ]  # no key.with.dots
-Positive = Annotated[int, Field(gt=0)]
+
+
+def _no_bool(value: Any) -> Any:
+    if isinstance(value, bool):
+        raise ValueError("a whole number is expected, not true or false")
+    return value
+
+
+Positive = Annotated[int, BeforeValidator(_no_bool), Field(gt=0)]
 Layers = Positive | list[Annotated[int, Field(ge=0)]]
 
 
 class Section(BaseModel):
     """Base of every block of the recipe: unknown keys are refused, fields are documented below their name."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, use_attribute_docstrings=True)
 
 
 class Corpus(Section):
@@ -32,12 +40,18 @@ class Corpus(Section):
     """The field that holds the document."""
     summary: str = "summary"
     """The field that holds the summary."""
-    max_source_tokens: Positive | None = None
+    max_source_tokens: Annotated[int, BeforeValidator(_no_bool), Field(ge=8)] | None = None
     """Documents are cut here (counted); by default at the model's positions, at most 1024."""
     max_target_tokens: Positive = 128
     """Training summaries are cut here; scores always use the whole reference."""
     max_examples: dict[Literal["train", "validation", "test"], Positive] = {}
     """A seeded sample of this many examples of a split; by default all."""
+
+    @model_validator(mode="after")
+    def _two_fields(self) -> "Corpus":
+        if self.document == self.summary:
+            raise ValueError(f"document and summary are both the field {self.document!r}; name two fields")
+        return self
 
 
 class Generation(Section):
@@ -141,8 +155,14 @@ class Tokenizer(Section):
 
     kind: Literal["sentencepiece", "bpe"]
     """sentencepiece: unigram model; bpe: byte-level byte-pair encoding."""
-    vocabulary: Annotated[int, Field(ge=300)]
-    """Number of tokens, special tokens included."""
+    vocabulary: Annotated[int, Field(ge=16, le=1_000_000)]
+    """Number of tokens, special tokens included; at least 300 for bpe, which holds the 256 bytes."""
+
+    @model_validator(mode="after")
+    def _bytes_fit(self) -> "Tokenizer":
+        if self.kind == "bpe" and self.vocabulary < 300:
+            raise ValueError(f"vocabulary {self.vocabulary} is too small for bpe; expected at least 300")
+        return self
 
 
 class Teacher(Section):

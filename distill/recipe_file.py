@@ -176,6 +176,8 @@ def _explain(error: ValidationError, raw: dict[str, Any], where: str) -> str:
 
 def _is_inherited(raw: dict[str, Any], path: list[str]) -> bool:
     """True where the error at a member's train.KEY or evaluate.KEY was written in the recipe's own block."""
+    if len(path) == 3 and path[2] in ("train", "evaluate") and not isinstance(raw.get(path[2], {}), dict):
+        return True  # the recipe's own block is no block at all
     if len(path) < 4 or path[0] not in ("teachers", "students") or path[2] not in ("train", "evaluate"):
         return False
     own = raw[path[0]][path[1]].get(path[2]) or {}

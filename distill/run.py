@@ -134,12 +134,17 @@ def open_run(recipe: Recipe, runs: Path) -> Run:
     """
     run = Run(recipe, runs / recipe.name)
     check_writable(run.folder)
-    if run.recipe_file.exists() and run.corpus.exists():
-        refuse_changes(load_recipe(run.recipe_file), recipe, run.folder)
+    check_unchanged(run)
     text = dump_recipe(recipe)
     if not run.recipe_file.exists() or run.recipe_file.read_text(encoding="utf-8") != text:
         write_text(run.recipe_file, text)
     return run
+
+
+def check_unchanged(run: Run) -> None:
+    """InputError where the run began with another recipe and has its corpus already."""
+    if run.recipe_file.exists() and run.corpus.exists():
+        refuse_changes(load_recipe(run.recipe_file), run.recipe, run.folder)
 
 
 def refuse_changes(begun: Recipe, now: Recipe, folder: Path) -> None:

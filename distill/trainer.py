@@ -16,7 +16,7 @@ from distill.batching import BatchPlan, StepSource, TrainingData, collate, deal,
 from distill.checkpoint import newest_complete
 from distill.distributed import World
 from distill.engine import Engine
-from distill.files import atomic_folder
+from distill.files import atomic_folder, restore_replaced
 from distill.generation import generation_config, summarize
 from distill.objective import Objective
 from distill.plan import learning_rate, total_steps
@@ -150,14 +150,14 @@ class Trainer:
         return f"Its examples: {ids}. Lower the learning rate, use fp32, or look at the examples."
 
     def _resume(self) -> None:
+        if self.world.is_main:
+            restore_replaced(self.member.best)
         newest = self.world.broadcast(newest_complete(self.member.checkpoints))
         if newest is None:
             log.info("%s: starting at step 0 of %d", self.member, self.steps)
             return
         state = self.engine.load(newest)
         self.step, self.best, self.seconds = state["step"], state["best"], state["seconds"]
-        if not self.member.best.exists():  # lost with the job that was replacing it
-            self.best = float("-inf")
         log.info("%s: resuming at step %d of %d from %s", self.member, self.step, self.steps, newest)
 
     def _score(self, summaries: list[str]) -> dict[str, float]:

@@ -13,7 +13,7 @@ from distill.preflight import check_recipe
 from distill.reading import split_files
 from distill.recipe import Recipe
 from distill.recipe_file import load_recipe
-from distill.run import Run, open_run
+from distill.run import Run, check_unchanged, open_run
 from launch import local, overview, status
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
@@ -43,7 +43,9 @@ def run(
         split_files(loaded.corpus)
         world = local.processes_here(processes)
         if dry_run:
-            overview.show(Run(loaded, runs / loaded.name), world, console)
+            planned = Run(loaded, runs / loaded.name)
+            check_unchanged(planned)
+            overview.show(planned, world, console)
             return
         code = local.run_graph(open_run(loaded, runs), world, console)
     sys.exit(code)

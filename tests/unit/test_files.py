@@ -4,7 +4,15 @@ import pytest
 
 from distill import checkpoint
 from distill.errors import InputError
-from distill.files import append_jsonl, atomic_file, atomic_folder, check_writable, read_jsonl, write_json
+from distill.files import (
+    append_jsonl,
+    atomic_file,
+    atomic_folder,
+    check_writable,
+    read_jsonl,
+    restore_replaced,
+    write_json,
+)
 
 
 def test_a_file_appears_whole_or_not_at_all(tmp_path: Path) -> None:
@@ -29,6 +37,15 @@ def test_a_folder_appears_whole_or_not_at_all(tmp_path: Path) -> None:
         with atomic_folder(target) as partial:
             (partial / text).write_text(text)
     assert [p.name for p in target.iterdir()] == ["two"] and list(tmp_path.iterdir()) == [target]
+
+
+def test_a_folder_that_was_being_replaced_comes_back(tmp_path: Path) -> None:
+    (tmp_path / "best.replaced").mkdir()
+    restore_replaced(tmp_path / "best")
+    assert [path.name for path in tmp_path.iterdir()] == ["best"]
+    (tmp_path / "best.replaced").mkdir()
+    restore_replaced(tmp_path / "best")  # the new one stands: the old one stays aside
+    assert (tmp_path / "best.replaced").exists()
 
 
 def test_a_torn_last_line_is_dropped(tmp_path: Path) -> None:
