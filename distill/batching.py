@@ -172,8 +172,8 @@ def _split(ordered: list[int], count: int) -> list[list[int]]:
     return [ordered[a:b] for a, b in itertools.pairwise(bounds)]
 
 
-def collate(tokens: Tokens, indices: list[int], pad: int, device: torch.device) -> dict[str, torch.Tensor]:
-    """input_ids_BS, attention_mask_BS, labels_BT (padding is IGNORED).
+def collate(tokens: Tokens, indices: list[int], pad: int, device: torch.device) -> dict[str, Any]:
+    """input_ids_BS, attention_mask_BS, labels_BT (padding is IGNORED), and the examples' numbers.
 
     An empty micro-batch becomes one example of which no label counts, so that its rank takes part in the step.
     """
@@ -187,6 +187,7 @@ def collate(tokens: Tokens, indices: list[int], pad: int, device: torch.device) 
         "input_ids": source.to(device, non_blocking=True),
         "attention_mask": mask.to(device, non_blocking=True),
         "labels": labels.to(device, non_blocking=True),
+        "examples": chosen,
     }
 
 

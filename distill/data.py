@@ -5,7 +5,7 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
-from distill.batching import TrainingData, tokenize
+from distill.batching import Tokens, TrainingData, tokenize
 from distill.corpus import read_split
 from distill.families import shape_of
 from distill.preflight import source_limit
@@ -15,18 +15,21 @@ from distill.run import Run
 
 def load_training_data(run: Run, tokenizer: Any, model: PreTrainedModel, evaluate: Evaluate) -> TrainingData:
     """The training split, and the fixed seeded sample of the validation split that is scored during training."""
-    limits = limits_of(run, model)
-    train = read_split(run.split("train"))
     validation = read_split(run.split("validation"))
     chosen = random.Random(run.recipe.seed).sample(range(len(validation)), min(evaluate.examples, len(validation)))
     validation = [validation[i] for i in sorted(chosen)]
     return TrainingData(
-        train=tokenize(tokenizer, train, *limits),
-        train_ids=[row["id"] for row in train],
-        validation=tokenize(tokenizer, validation, *limits),
+        train=load_training_tokens(run, tokenizer, model),
+        train_ids=[row["id"] for row in read_split(run.split("train"))],
+        validation=tokenize(tokenizer, validation, *limits_of(run, model)),
         validation_references=[row["summary"] for row in validation],
         max_target_tokens=run.recipe.corpus.max_target_tokens,
     )
+
+
+def load_training_tokens(run: Run, tokenizer: Any, model: PreTrainedModel) -> Tokens:
+    """The training split as this tokenizer and the limits of this model cut it."""
+    return tokenize(tokenizer, read_split(run.split("train")), *limits_of(run, model))
 
 
 def limits_of(run: Run, model: PreTrainedModel) -> tuple[int, int]:

@@ -1,7 +1,8 @@
-"""DeepSpeed, and only here: build the engine, backward, step, save, load, export.
+"""DeepSpeed, and only here: build student and teacher, backward, step, save, load, export.
 
-No process-global Hugging Face DeepSpeed state is used: the model is built on the CPU of every rank and
-`deepspeed.initialize` shards it, so that a second engine (a teacher) can stand beside it.
+Student and teacher stand beside each other in one process group, each with its own ZeRO stage and precision. No
+process-global Hugging Face DeepSpeed state is used: a model is built on the CPU of every rank (memory-mapped, so that
+its file is in memory once) and `deepspeed.initialize` shards it.
 """
 
 import contextlib
@@ -16,20 +17,26 @@ import torch
 from transformers import PreTrainedModel
 
 from distill import checkpoint
+from distill.distillation import Distillation
 from distill.distributed import World
-from distill.objective import Objective
-from distill.plan import deepspeed_config
-from distill.recipe import Train
+from distill.head import logits_bias
+from distill.objective import Counts, Request, ScoredStudent, TeacherSource
+from distill.plan import deepspeed_config, teacher_config
+from distill.recipe import Teacher, Train
+from distill.signal import HiddenSignal
+from distill.teacher import FrozenTeacher
 
 log = logging.getLogger(__name__)
 logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
 
 
 class Engine:
-    """The student under DeepSpeed ZeRO 0 to 3."""
+    """The student under DeepSpeed ZeRO 0 to 3, scored against the data and its teacher if it has one."""
 
-    def __init__(self, objective: Objective, train: Train, world: World) -> None:
-        self.world = world
+    def __init__(
+        self, objective: ScoredStudent, train: Train, world: World, teacher: TeacherSource | None = None
+    ) -> None:
+        self.world, self.terms, self._teacher = world, objective.terms, teacher
         self.stage = train.zero_stage
         deepspeed.init_distributed(auto_mpi_discovery=False, verbose=False)  # adopts torch's process group
         self._plain = objective.student if self.stage < 3 else copy.deepcopy(objective.student).eval()
@@ -39,17 +46,16 @@ class Engine:
             config=deepspeed_config(train),
         )
 
-    def accumulate(self, batch: dict[str, torch.Tensor], scale: float) -> torch.Tensor:
-        """Add the gradient of `scale` times the micro-batch's summed loss; return the sum, without gradient.
+    def accumulate(self, batch: dict[str, Any], counts: Counts) -> torch.Tensor:
+        """Add the gradient of a micro-batch; return its loss and terms_L as one vector, without gradient.
 
-        DeepSpeed averages over the ranks: with `scale` = world size / the step's tokens over all ranks, the gradient
-        is that of the mean loss per token of the whole step, however it was cut.
+        They are the micro-batch's part of a mean over the tokens of the whole step (`counts`). DeepSpeed averages
+        gradients over the ranks; times their number they add up, however the step was cut.
         """
         self._engine.train()
-        loss = self._engine(**batch)
-        self._engine.backward(loss * scale)
-        summed: torch.Tensor = loss.detach()
-        return summed
+        loss, terms_L = self._engine(**batch, counts=counts, teacher=self._teacher)
+        self._engine.backward(loss * self.world.size)
+        return torch.cat([loss.detach()[None], terms_L])
 
     def step(self, learning_rate: float) -> float | None:
         """Clip, update the weights, clear the gradients; return the gradient's norm before clipping.
@@ -105,6 +111,46 @@ class Engine:
     def _pairs(self) -> Iterator[tuple[torch.nn.Parameter, torch.nn.Parameter]]:
         """(sharded, plain) of every parameter; one at a time is gathered."""
         return zip(self._engine.module.student.parameters(), self._plain.parameters(), strict=True)
+
+
+class LiveTeacher:
+    """A frozen teacher that answers during training: a replica (ZeRO 0), or sharded over the ranks (ZeRO 3).
+
+    A replica is a plain module: DeepSpeed has nothing to do for weights that are neither trained nor sharded, and the
+    memory map of its file stays shared by the processes of a machine. The teacher is in no checkpoint.
+    """
+
+    def __init__(self, model: PreTrainedModel, settings: Teacher, pairs: Distillation, world: World) -> None:
+        """`model` has the precision of its engine and loses its encoder where `pairs` says that it is shared."""
+        self._model, self._weight, self._bias = model, model.get_output_embeddings().weight, logits_bias(model)
+        frozen = FrozenTeacher(model, pairs)
+        self._sharded = settings.zero_stage == 3
+        if self._sharded:
+            deepspeed.init_distributed(auto_mpi_discovery=False, verbose=False)
+            config = teacher_config(settings, str(model.dtype).removeprefix("torch."), model.config.d_model)
+            self._forward, *_ = deepspeed.initialize(model=frozen, config=config)
+        else:
+            self._forward = frozen.to(world.device)
+        self._bias = None if self._bias is None else self._bias.to(world.device)
+
+    def signal(self, request: Request) -> HiddenSignal:
+        """What the teacher says about a micro-batch; all ranks must ask where it is sharded."""
+        heard = self._forward(request)
+        weight = self._whole(self._weight)
+        return HiddenSignal(
+            heard.hidden_ND, weight, self._bias, heard.decoder_states, heard.encoder_states
+        )
+
+    def bytes_held(self) -> int:
+        """Bytes of the teacher's weights on this rank between two requests."""
+        tensors = [getattr(p, "ds_tensor", p) for p in self._model.parameters()]
+        return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+
+    def _whole(self, parameter: torch.nn.Parameter) -> torch.Tensor:
+        if not self._sharded:
+            return parameter.detach()
+        with deepspeed.zero.GatheredParameters([parameter]):
+            return parameter.detach().clone()  # outlives the gathering: forward and backward of the head read it
 
 
 def _parameter_groups(module: torch.nn.Module, weight_decay: float) -> list[dict[str, Any]]:

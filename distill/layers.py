@@ -35,6 +35,26 @@ PUBLISHED_COPIES: dict[int, dict[int, tuple[int, ...]]] = {
     },
 }
 
+PUBLISHED_SUPERVISION: dict[int, dict[int, tuple[int, ...]]] = {
+    6: {
+        1: (5,),
+        2: (3, 5),
+        3: (1, 4, 5),
+        4: (1, 2, 4, 5),
+    },
+    12: {
+        1: (11,),
+        2: (5, 11),
+        3: (3, 7, 11),
+        6: (1, 3, 5, 8, 10, 11),
+    },
+    16: {
+        1: (15,),
+        4: (4, 9, 12, 15),
+        8: (1, 3, 5, 7, 9, 11, 13, 15),
+    },
+}
+
 
 def layers_to_copy(teacher_depth: int, student: int | Sequence[int] | None, key: str) -> list[int]:
     """The teacher layers that make the student, in order.
@@ -54,6 +74,30 @@ def evenly_spaced(teacher_depth: int, student_depth: int) -> list[int]:
     if student_depth == 1:
         return [0]
     return [round(i * (teacher_depth - 1) / (student_depth - 1)) for i in range(student_depth)]
+
+
+def layers_that_supervise(teacher_depth: int, student_depth: int, given: Sequence[int] | None, key: str) -> list[int]:
+    """The teacher layer that each student layer is compared with: `given`, or spread with the last by the last.
+
+    Spread are the published tables; depths outside them end each of the student's equal parts of the teacher (which
+    the tables nearly do). InputError, with the recipe's dotted `key`, where a given list does not fit.
+    """
+    if given is None:
+        published = PUBLISHED_SUPERVISION.get(teacher_depth, {}).get(student_depth)
+        return list(published or (round((i + 1) * teacher_depth / student_depth) - 1 for i in range(student_depth)))
+    layers = list(given)
+    wrong = [layer for layer in layers if not 0 <= layer < teacher_depth]
+    if wrong:
+        raise InputError(
+            f"{key}: layers {wrong} are out of range; the teacher's layers are 0 to {teacher_depth - 1}. "
+            "Change the list."
+        )
+    if len(layers) != student_depth:
+        raise InputError(
+            f"{key}: {len(layers)} layers given, but the student has {student_depth} layers. "
+            f"Expected one teacher layer for each; give {student_depth}."
+        )
+    return layers
 
 
 def _of_depth(teacher_depth: int, depth: int, key: str) -> list[int]:

@@ -4,7 +4,7 @@ import math
 from typing import Any
 
 from distill.families import Shape
-from distill.recipe import Train
+from distill.recipe import Teacher, Train
 
 BYTES = {"fp32": 4, "bf16": 2}
 
@@ -38,6 +38,26 @@ def deepspeed_config(train: Train) -> dict[str, Any]:
         "gradient_clipping": train.clip_norm,
         "zero_optimization": {"stage": train.zero_stage},
         "bf16": {"enabled": train.precision == "bf16"},
+        "steps_per_print": 2**31,
+    }
+
+
+def teacher_config(teacher: Teacher, dtype: str, width: int) -> dict[str, Any]:
+    """Settings of a sharded teacher's engine: no optimizer. `dtype` is torch's name of its precision.
+
+    Vectors (biases, norms) stay whole: fetching them costs more than they take. All else is freed after use.
+    """
+    zero: dict[str, Any] = {
+        "stage": 3,
+        "stage3_param_persistence_threshold": 10 * width,
+        "stage3_max_reuse_distance": 0,
+    }
+    if teacher.offload:
+        zero["offload_param"] = {"device": teacher.offload}
+    return {
+        "train_micro_batch_size_per_gpu": 1,
+        "zero_optimization": zero,
+        "bf16": {"enabled": dtype == "bfloat16"},
         "steps_per_print": 2**31,
     }
 

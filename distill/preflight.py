@@ -4,9 +4,9 @@ import json
 from pathlib import Path
 from typing import Any
 
+from distill.distillation import distillation, student_layers
 from distill.errors import InputError
 from distill.families import Shape, shape_of
-from distill.layers import layers_to_copy
 from distill.recipe import Architecture, Recipe, Teacher
 
 DEFAULT_MAX_SOURCE_TOKENS = 1024
@@ -49,11 +49,32 @@ def check_recipe(recipe: Recipe) -> None:
 
 
 def check_teacher(recipe: Recipe, name: str, shape: Shape) -> None:
-    """A teacher's limits, and the layers that its students take."""
+    """A teacher's limits, and for its students the layers that they take and what they are scored against."""
     check_limits(recipe, shape, f"teacher {name}")
     for student_name, student in recipe.students.items():
         if student.teacher == name:
-            student_layers(recipe, student_name, shape)
+            base = base_shape(recipe, student_name, shape)
+            if base is not None:
+                check_limits(recipe, base, f"student {student_name}")
+                student_layers(recipe, student_name, base)
+                distillation(recipe, student_name, shape, base)
+
+
+def base_shape(recipe: Recipe, name: str, teacher: Shape | None) -> Shape | None:
+    """The shape of what student `name` begins with: its teacher, or a model of its own; None for a hub name."""
+    model = recipe.students[name].model
+    if model is None:
+        return teacher
+    return folder_shape(model, f"students.{name}.model") if looks_like_folder(model) else None
+
+
+def folder_shape(model: str, where: str) -> Shape:
+    """The shape of a model in a folder; InputError, with the recipe's key, where it is not whole."""
+    try:
+        check_folder(Path(model))
+    except InputError as error:
+        raise InputError(f"{where}: {error}") from None
+    return shape_of(_read_config(Path(model)), f"{where} ({model})")
 
 
 def teacher_shape(recipe: Recipe, name: str) -> Shape | None:
@@ -64,21 +85,7 @@ def teacher_shape(recipe: Recipe, name: str) -> Shape | None:
     assert teacher.model is not None
     if not looks_like_folder(teacher.model):
         return None
-    where = f"teachers.{name}.model"
-    try:
-        check_folder(Path(teacher.model))
-    except InputError as error:
-        raise InputError(f"{where}: {error}") from None
-    return shape_of(_read_config(Path(teacher.model)), f"{where} ({teacher.model})")
-
-
-def student_layers(recipe: Recipe, name: str, teacher: Shape) -> tuple[list[int], list[int]]:
-    """The encoder and decoder layers that a student copies."""
-    student = recipe.students[name]
-    return (
-        layers_to_copy(teacher.encoder_layers, student.encoder_layers, f"students.{name}.encoder_layers"),
-        layers_to_copy(teacher.decoder_layers, student.decoder_layers, f"students.{name}.decoder_layers"),
-    )
+    return folder_shape(teacher.model, f"teachers.{name}.model")
 
 
 def _read_config(folder: Path) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """The run directory: where everything is, and what a recipe may still change. Pure paths, no torch."""
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -59,6 +60,11 @@ class Member:
     @property
     def benchmark(self) -> Path:
         return self.folder / "benchmark.json"
+
+    @property
+    def cache(self) -> Path:
+        """Of a teacher: what it says about the training targets."""
+        return self.folder / "cache"
 
     def evaluation(self, split: Split) -> Path:
         return self.folder / "evaluation" / split
@@ -174,7 +180,8 @@ def _may_change(key: str, begun: Recipe) -> bool:
     is_new = (group == "students" and name not in begun.students) or (
         group == "teachers" and name not in begun.teachers
     )
-    return is_new or key.endswith(FREE_KEYS) or group in ("benchmark", "report") or key == "students"
+    placement = re.fullmatch(r"teachers\.[^.]+\.(zero_stage|offload)", key) is not None
+    return is_new or placement or key.endswith(FREE_KEYS) or group in ("benchmark", "report") or key == "students"
 
 
 def _echoes(key: str, old: dict[str, Any], new: dict[str, Any]) -> bool:

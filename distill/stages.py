@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from distill.files import read_json, sha256_file
-from distill.recipe import Student
+from distill.recipe import Recipe, Teacher
 from distill.run import Member, Run
 
 
@@ -52,16 +52,47 @@ def _stages_of(run: Run, member: Member) -> list[Stage]:
     """Initial weights -> train -> evaluate, or only evaluate for a teacher that is taken as it is."""
     evaluation = (member.evaluation("test") / "scores.json").exists
     settings = run.settings(member)
-    if settings.train is None:
-        return [Stage("evaluate", member, ("prepare",), evaluation, all_processes=True)]
-    if isinstance(settings, Student):
-        teacher = run.member("teachers", settings.teacher)
-        ready = "prepare" if run.settings(teacher).train is None else stage_name("train", teacher)
-        initial = Stage("shrink", member, (ready,), member.initial.exists)
-    else:
+    ready = _ready(run, member)
+    if isinstance(settings, Teacher):
+        cache = [Stage("cache", member, (ready,), lambda: cache_is_complete(run, member), all_processes=True)]
+        cache = cache if is_cached(run.recipe, member.name) else []
+        evaluate = Stage("evaluate", member, (ready,), evaluation, all_processes=True)
+        if settings.train is None:
+            return [evaluate, *cache]
         initial = Stage("teacher", member, ("prepare",), member.initial.exists)
-    train = Stage("train", member, (initial.name,), member.is_trained, all_processes=True)
+        train = Stage("train", member, (initial.name,), member.is_trained, all_processes=True)
+        return [initial, train, evaluate, *cache]
+    teacher = run.member("teachers", settings.teacher)
+    initial = Stage("shrink", member, (_ready(run, teacher),), member.initial.exists)
+    reads_cache = settings.objective.needs_teacher and is_cached(run.recipe, settings.teacher)
+    needs = (initial.name, *([stage_name("cache", teacher)] if reads_cache else []))
+    train = Stage("train", member, needs, member.is_trained, all_processes=True)
     return [initial, train, Stage("evaluate", member, (train.name,), evaluation, all_processes=True)]
+
+
+def _ready(run: Run, member: Member) -> str:
+    """The stage after which a member can be used."""
+    return "prepare" if run.settings(member).train is None else stage_name("train", member)
+
+
+def is_cached(recipe: Recipe, teacher: str) -> bool:
+    """True where the recipe wants a cache of this teacher and a student reads it."""
+    readers = [s for s in recipe.students.values() if s.teacher == teacher and s.objective.needs_teacher]
+    return recipe.teachers[teacher].cache is not None and bool(readers)
+
+
+def cache_shard(folder: Path, shard: int, shards: int) -> tuple[Path, Path]:
+    """(a shard of a teacher's cache, the manifest that says that it is whole)."""
+    stem = folder / f"shard-{shard:05d}-of-{shards:05d}"
+    return stem.with_suffix(".bin"), stem.with_suffix(".json")
+
+
+def cache_is_complete(run: Run, member: Member) -> bool:
+    """True where every shard of a teacher's cache is whole."""
+    cache = run.recipe.teachers[member.name].cache
+    return cache is not None and all(
+        cache_shard(member.cache, shard, cache.shards)[1].exists() for shard in range(cache.shards)
+    )
 
 
 def benchmark_is_current(run: Run) -> bool:

@@ -10,7 +10,6 @@ import time
 from typing import Any
 
 import torch
-from transformers import PreTrainedModel
 
 from distill.batching import BatchPlan, StepSource, TrainingData, collate, deal, padded_tokens
 from distill.checkpoint import newest_complete
@@ -18,7 +17,7 @@ from distill.distributed import World
 from distill.engine import Engine
 from distill.files import atomic_folder, restore_replaced
 from distill.generation import generation_config, summarize
-from distill.objective import Objective
+from distill.objective import Counts, ScoredStudent, TeacherSource
 from distill.plan import learning_rate, total_steps
 from distill.recipe import Evaluate, Train
 from distill.run import Member
@@ -39,23 +38,24 @@ class Trainer:
     def __init__(
         self,
         member: Member,
-        model: PreTrainedModel,
+        student: ScoredStudent,
         tokenizer: Any,
         data: TrainingData,
         train: Train,
         evaluate: Evaluate,
         seed: int,
         world: World,
+        teacher: TeacherSource | None = None,
     ) -> None:
-        freeze(model, train.freeze)
-        set_dropout(model, train.dropout)
+        freeze(student.student, train.freeze)
+        set_dropout(student.student, train.dropout)
         self.member, self.tokenizer, self.data, self.world = member, tokenizer, data, world
         self.settings, self.evaluate, self.seed = train, evaluate, seed
         self.lengths = [(len(s), len(t)) for s, t in zip(data.train.source, data.train.target, strict=True)]
         plan = BatchPlan(self.lengths, seed, train.batch_examples, train.batch_tokens)
         self.examples = StepSource(plan)
         self.steps = total_steps(train, plan.steps_per_epoch())
-        self.engine = Engine(Objective(model, train.label_smoothing), train, world)
+        self.engine = Engine(student, train, world, teacher)
         # Loop state: all that a checkpoint stores besides weights and optimizer.
         self.step, self.best, self.seconds = 0, float("-inf"), 0.0
         self.began = time.monotonic()
@@ -87,13 +87,13 @@ class Trainer:
         began = time.monotonic()
         examples = self.examples[self.step]
         dealt = deal(examples, self.lengths, self.world.size, self.settings.micro_batch_tokens)
-        target_tokens = sum(self.lengths[i][1] for i in examples)
+        counts = Counts(*(sum(self.lengths[i][side] for i in examples) for side in (1, 0)))
         torch.manual_seed((self.seed * 1_000_003 + self.step) * 4099 + self.world.rank)
-        summed = torch.zeros((), device=self.world.device)
+        summed = torch.zeros(1 + len(self.engine.terms), device=self.world.device)
         for micro_batch in dealt[self.world.rank]:
             batch = collate(self.data.train, micro_batch, self.tokenizer.pad_token_id, self.world.device)
-            summed += self.engine.accumulate(batch, scale=self.world.size / target_tokens)
-        loss = float(self.world.sum(summed)) / target_tokens  # the sum over ranks is nan where any rank's is
+            summed += self.engine.accumulate(batch, counts)
+        loss, *terms = self.world.sum(summed).tolist()  # the sum over ranks is nan where any rank's is
         self.refuse_non_finite(loss, examples)
         rate = learning_rate(self.settings, self.step, self.steps)
         norm = self.engine.step(rate)
@@ -101,7 +101,8 @@ class Trainer:
         tokens = sum(sum(self.lengths[i]) for i in examples)
         padded = sum(padded_tokens(part, self.lengths) for parts in dealt for part in parts)
         tracker.advance(self.step + 1, tokens, padded, time.monotonic() - began)
-        return {"loss": loss, "learning_rate": rate} | ({} if norm is None else {"gradient_norm": norm})
+        named = dict(zip(self.engine.terms, terms, strict=True)) if len(terms) > 1 else {}
+        return {"loss": loss, **named, "learning_rate": rate} | ({} if norm is None else {"gradient_norm": norm})
 
     def validate(self, tracker: NullTracker) -> None:
         """Summarize and score the validation examples; export the weights where they are the best so far."""

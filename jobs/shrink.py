@@ -1,6 +1,6 @@
 """python -m jobs.shrink RECIPE --student NAME [key=value ...]
 
-The student: its teacher with fewer layers, written to students/NAME/initial in Hugging Face format.
+The student: its teacher (or the model that the recipe gives it) with fewer layers, written to students/NAME/initial in Hugging Face format.
 """
 
 import logging
@@ -23,20 +23,21 @@ def shrink_teacher(arguments: Arguments) -> None:
         log.info("%s is complete", member.initial)
         return
 
+    from distill.distillation import student_layers
     from distill.families import shape_of
     from distill.files import atomic_folder
-    from distill.preflight import source_limit, student_layers
+    from distill.preflight import source_limit
     from distill.pretrained import load_model, load_tokenizer
     from distill.student import save_model, shrink
 
-    weights = run.weights(run.member("teachers", settings.teacher))
-    teacher, tokenizer = load_model(weights), load_tokenizer(weights)
-    shape = shape_of(teacher.config.to_dict(), settings.teacher)
-    source_limit(shape, run.recipe.corpus.max_source_tokens, f"teacher {settings.teacher}")
-    encoder_layers, decoder_layers = student_layers(run.recipe, member.name, shape)
+    weights = settings.model or run.weights(run.member("teachers", settings.teacher))
+    base, tokenizer = load_model(weights), load_tokenizer(weights)
     # A path would tell where, not what: a teacher of this run goes by its name.
-    name = run.recipe.teachers[settings.teacher].model or settings.teacher
-    student = shrink(teacher, encoder_layers, decoder_layers, name)
+    name = settings.model or run.recipe.teachers[settings.teacher].model or settings.teacher
+    shape = shape_of(base.config.to_dict(), name)
+    source_limit(shape, run.recipe.corpus.max_source_tokens, name)
+    encoder_layers, decoder_layers = student_layers(run.recipe, member.name, shape)
+    student = shrink(base, encoder_layers, decoder_layers, name)
     with atomic_folder(member.initial) as folder:
         save_model(student, tokenizer, folder)
     log.info(
@@ -45,7 +46,7 @@ def shrink_teacher(arguments: Arguments) -> None:
         encoder_layers,
         decoder_layers,
         student.num_parameters() / 1e6,
-        teacher.num_parameters() / 1e6,
+        base.num_parameters() / 1e6,
     )
 
 

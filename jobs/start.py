@@ -27,6 +27,7 @@ class Arguments:
     run: Run
     member: Member | None
     split: Split
+    shard: int | None
 
 
 def main(job: Callable[[Arguments], None], name: str, needs_member: bool = False) -> None:
@@ -41,7 +42,7 @@ def main(job: Callable[[Arguments], None], name: str, needs_member: bool = False
         run = open_run(recipe, Path(options.runs))
         member = _member(run, options)
         _log_to_file(run, name, member)
-        job(Arguments(run, member, options.split))
+        job(Arguments(run, member, options.split, options.shard))
     except InputError as error:
         log.error("%s", error)
         _leave(EXIT_INPUT)
@@ -64,9 +65,16 @@ def _parse(name: str, needs_member: bool) -> argparse.Namespace:
     member.add_argument("--student", help="the student of the recipe to work on")
     member.add_argument("--teacher", help="the teacher of the recipe to work on")
     parser.add_argument("--split", default="test", choices=["validation", "test"], help="what to evaluate on")
+    parser.add_argument("--shard", type=_shard, help="compute only this shard (0-based), where a job has shards")
     parser.add_argument("--runs", default="runs", help="the folder of all runs (default: runs)")
     parser.add_argument("--local_rank", "--local-rank", type=int, help=argparse.SUPPRESS)  # the DeepSpeed launcher's
     return parser.parse_intermixed_args()
+
+
+def _shard(text: str) -> int:
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r} given, expected a whole number from 0")
+    return int(text)
 
 
 def _member(run: Run, options: argparse.Namespace) -> Member | None:

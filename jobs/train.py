@@ -28,6 +28,7 @@ def train(arguments: Arguments) -> None:
     from distill import distributed
     from distill.data import load_training_data
     from distill.pretrained import DTYPES, load_model, load_tokenizer
+    from distill.scoring import scored_student
     from distill.trainer import Trainer
 
     world = distributed.start()
@@ -35,7 +36,8 @@ def train(arguments: Arguments) -> None:
     model = load_model(member.initial, DTYPES[settings.precision])
     evaluate = run.evaluate_settings(member)
     data = load_training_data(run, tokenizer, model, evaluate)
-    trainer = Trainer(member, model, tokenizer, data, settings, evaluate, run.recipe.seed, world)
+    student, teacher = scored_student(run, member, model, tokenizer, data.train, world)
+    trainer = Trainer(member, student, tokenizer, data, settings, evaluate, run.recipe.seed, world, teacher)
     log.info(
         "%s: %d examples, %d steps on %d process(es), %s; cut at their limits: %s",
         member,

@@ -6,9 +6,10 @@ from pathlib import Path
 from rich.console import Console
 
 from distill import plan
+from distill.distillation import distillation, student_layers
 from distill.families import Shape
 from distill.files import read_json
-from distill.preflight import student_layers, teacher_shape
+from distill.preflight import base_shape, teacher_shape
 from distill.recipe import Student, Train
 from distill.run import Member, Run
 from distill.stages import Stage, stages
@@ -43,6 +44,24 @@ def _arithmetic(run: Run, stage: Stage, processes: Processes) -> list[str]:
             f"({plan.trainable_parameters(shape, train) / 1e6:.1f} M trained); ZeRO {train.zero_stage}, "
             f"{train.precision}: about {memory:.1f} GB per process"
         )
+    return lines + _objective(run, stage.member)
+
+
+def _objective(run: Run, member: Member) -> list[str]:
+    """What a student is scored against, where that is more than the target texts."""
+    settings = run.settings(member)
+    if not isinstance(settings, Student) or not settings.objective.needs_teacher:
+        return []
+    chosen = run.recipe.teachers[settings.teacher]
+    how = f"cache of {chosen.cache.keep}" if chosen.cache else f"live, ZeRO {chosen.zero_stage}"
+    lines = [f"scored against teacher {settings.teacher} ({how})"]
+    teacher = teacher_shape(run.recipe, settings.teacher)
+    base = base_shape(run.recipe, member.name, teacher)
+    if teacher and base:
+        pairs = distillation(run.recipe, member.name, teacher, base)
+        sides = (("decoder", pairs.decoder_pairs), ("encoder", pairs.encoder_pairs))
+        lines += [f"{name} layers (student: teacher) {dict(side)}" for name, side in sides if side]
+        lines.append("one frozen encoder for both" if pairs.shares_encoder else "each runs its own encoder")
     return lines
 
 
@@ -77,7 +96,8 @@ def _shape(run: Run, member: Member) -> Shape | None:
     if not isinstance(settings, Student):
         return teacher_shape(run.recipe, member.name)
     teacher = teacher_shape(run.recipe, settings.teacher)
-    if teacher is None:
+    base = base_shape(run.recipe, member.name, teacher)
+    if base is None:
         return None
-    encoder, decoder = student_layers(run.recipe, member.name, teacher)
-    return teacher.with_depths(len(encoder), len(decoder))
+    encoder, decoder = student_layers(run.recipe, member.name, base)
+    return base.with_depths(len(encoder), len(decoder))

@@ -10,12 +10,13 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 RUNGS = [
-    {"errors", "recipe", "losses", "scores", "docstrings"},
-    {"files", "layers", "families", "recipe_file", "distributed", "objective"},
-    {"run", "plan", "preflight", "checkpoint", "student", "generation"},
-    {"reading", "stages", "tracking", "pretrained", "engine"},
-    {"batching", "corpus", "report"},
-    {"data", "speed", "trainer"},
+    {"errors", "recipe", "losses", "scores", "docstrings", "signal", "head"},
+    {"files", "layers", "families", "recipe_file", "distributed", "forward"},
+    {"run", "plan", "distillation", "checkpoint", "student", "generation"},
+    {"reading", "stages", "tracking", "preflight", "objective"},
+    {"batching", "corpus", "pretrained", "teacher"},
+    {"data", "speed", "report", "engine", "teacher_cache"},
+    {"scoring", "trainer"},
 ]
 RUNG = {module: number for number, rung in enumerate(RUNGS) for module in rung}
 MODULES = sorted(path for name in ("distill", "jobs", "launch") for path in (ROOT / name).rglob("*.py"))

@@ -1,0 +1,54 @@
+"""A frozen teacher's forward pass, from token ids to what its signal is made of.
+
+Shapes: B examples, S source tokens, T target tokens, N target tokens that count, M source tokens that count.
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+from distill.distillation import Distillation
+from distill.forward import decode, encode
+from distill.head import output_scale
+from distill.objective import Request
+
+
+class Heard(NamedTuple):
+    """What a teacher's forward pass gives."""
+
+    hidden_ND: torch.Tensor
+    """What its projection to the vocabulary reads."""
+    decoder_states: list[torch.Tensor]
+    encoder_states: list[torch.Tensor]
+
+
+class FrozenTeacher(nn.Module):
+    """A teacher in eval mode without gradients, and without its encoder where the student's serves both."""
+
+    def __init__(self, model: PreTrainedModel, pairs: Distillation) -> None:
+        super().__init__()
+        self.model, self.pairs = model.requires_grad_(False), pairs
+        if pairs.shares_encoder:
+            model.set_encoder(None)
+        super().train(False)
+
+    def train(self, mode: bool = True) -> "FrozenTeacher":
+        """A teacher stays in eval mode, whoever asks for another."""
+        return self
+
+    @torch.no_grad()
+    def forward(self, request: Request) -> Heard:
+        encoder_layers = [theirs for _, theirs in self.pairs.encoder_pairs]
+        decoder_layers = [theirs for _, theirs in self.pairs.decoder_pairs]
+        encoder_states: list[torch.Tensor] = []
+        if request.encoded_BSD is None:
+            encoded = encode(self.model, request.input_ids_BS, request.mask_BS, encoder_layers)
+            counted_BS = request.mask_BS.bool() & request.counted_BT.any(dim=1, keepdim=True)
+            encoded_BSD, encoder_states = encoded.last, [state[counted_BS] for state in encoded.layers]
+        else:
+            encoded_BSD = request.encoded_BSD.to(self.model.dtype)
+        decoded = decode(self.model, request.decoder_input_ids_BT, encoded_BSD, request.mask_BS, decoder_layers)
+        hidden_ND = decoded.last[request.counted_BT] * output_scale(self.model)
+        return Heard(hidden_ND, [state[request.counted_BT] for state in decoded.layers], encoder_states)

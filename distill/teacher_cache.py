@@ -1,0 +1,338 @@
+"""What a teacher says about the training targets, computed once and read by all students and epochs.
+
+A cache is a folder of shards. A shard is a file of fixed-size rows, one for each target token of its examples, in an
+order that follows from the examples' lengths alone; it grows batch by batch, is cut back to its last whole batch when
+its job was killed, and appears under its final name, beside a manifest, when it is whole. No shard knows of the others.
+
+Shapes: N target tokens, D dimensions, K largest logits.
+"""
+
+import hashlib
+import itertools
+import json
+import logging
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import PreTrainedModel
+
+from distill.batching import Tokens, collate, padded_tokens
+from distill.distillation import Distillation
+from distill.errors import InputError
+from distill.families import shape_of
+from distill.files import PARTIAL, atomic_file, fsync, read_json, sha256_file, write_json
+from distill.forward import decoder_inputs
+from distill.head import CHUNK_LOGITS, logits_bias
+from distill.losses import IGNORED
+from distill.objective import Request
+from distill.recipe import Cache
+from distill.signal import HiddenSignal, Signal, TopKSignal, top_k
+from distill.stages import cache_shard
+from distill.teacher import FrozenTeacher
+
+log = logging.getLogger(__name__)
+
+HEAD = "head.safetensors"  # the teacher's projection, for the hidden states
+
+
+@dataclass(frozen=True)
+class Contents:
+    """What a cache was made of and how: equal contents, equal rows."""
+
+    keep: str
+    k: int | None
+    temperatures: list[float] | None
+    """Of top_k: those for which the mass of the tail is there."""
+    precision: str
+    shards: int
+    corpus: str
+    """Hash of the training split's file."""
+    tokens: str
+    """Hash of its token ids: other for another tokenizer, or other limits."""
+    teacher: str
+    """Hash of the teacher's weights, or the name and revision of a hub model."""
+
+    def differences(self, other: "Contents") -> list[str]:
+        return [name for name, value in asdict(self).items() if value != getattr(other, name)]
+
+
+def contents(cache: Cache, temperatures: Sequence[float], precision: str, identity: dict[str, str]) -> Contents:
+    """`identity` has the hashes: corpus, tokens, teacher."""
+    is_top_k = cache.keep == "top_k"
+    return Contents(
+        keep=cache.keep,
+        k=cache.k if is_top_k else None,
+        temperatures=sorted(set(temperatures)) if is_top_k else None,
+        precision=precision,
+        shards=cache.shards,
+        **identity,
+    )
+
+
+def hash_tokens(tokens: Tokens) -> str:
+    """One hash of all token ids and where examples begin and end."""
+    digest = hashlib.sha256()
+    for row in itertools.chain(tokens.source, tokens.target):
+        digest.update(np.array([len(row), *row], dtype="<i4").tobytes())
+    return digest.hexdigest()
+
+
+def shard_order(tokens: Tokens, shard: int, shards: int) -> list[int]:
+    """The examples of a shard, longest first; every shard gets as many of each length as the others."""
+    lengths = _lengths(tokens)
+    return sorted(range(len(tokens)), key=lambda i: (lengths[i], i), reverse=True)[shard::shards]
+
+
+def _lengths(tokens: Tokens) -> list[tuple[int, int]]:
+    return [(len(source), len(target)) for source, target in zip(tokens.source, tokens.target, strict=True)]
+
+
+def _row_type(made_of: Contents, width: int) -> np.dtype[Any]:
+    """One target token's row."""
+    if made_of.keep == "hidden":
+        kind = {"fp32": "<f4", "bf16": "<u2"}[made_of.precision]  # numpy has no bf16: its bits
+        return np.dtype([("hidden", kind, (width,))])
+    assert made_of.k is not None and made_of.temperatures is not None
+    return np.dtype(
+        [
+            ("ids", "<i4", (made_of.k,)),
+            ("logits", "<f4", (made_of.k,)),
+            ("log_tail", "<f4", (len(made_of.temperatures),)),
+        ]
+    )
+
+
+# ------------------------------------------------------------------------------------------------ writing
+
+
+@dataclass(frozen=True)
+class CacheWriter:
+    """Fills the shards of a teacher's cache."""
+
+    folder: Path
+    made_of: Contents
+    model: PreTrainedModel
+    tokens: Tokens
+    pad: int
+    batch_tokens: int
+    """Most tokens (source and target, padding included) of one batch."""
+    device: torch.device
+
+    def write(self, shard: int) -> None:
+        """Fill a shard, from where a killed attempt left off."""
+        final, manifest = cache_shard(self.folder, shard, self.made_of.shards)
+        if manifest.exists():
+            log.info("%s is complete", final)
+            return
+        self.folder.mkdir(parents=True, exist_ok=True)
+        if self.made_of.keep == "hidden":
+            self._write_head()
+        growing = final.with_name(f"{final.name}.{self._attempt()}{PARTIAL}")
+        for leftover in self.folder.glob(f"{final.name}.*{PARTIAL}"):
+            if leftover != growing:  # of other contents
+                leftover.unlink()
+        self._grow(growing, self._batches(shard_order(self.tokens, shard, self.made_of.shards)))
+        fsync(growing)
+        growing.replace(final)
+        size = final.stat().st_size
+        write_json(manifest, {"contents": asdict(self.made_of), "bytes": size, "sha256": sha256_file(final)})
+        log.info("%s: %d target tokens, %.1f MB", final, size // self._row.itemsize, size / 1e6)
+
+    def _grow(self, path: Path, batches: list[list[int]]) -> None:
+        done, size = 0, 0
+        on_disk = path.stat().st_size if path.exists() else 0
+        for batch in batches:  # cut back to the last whole batch
+            after = size + self._row.itemsize * sum(len(self.tokens.target[i]) for i in batch)
+            if after > on_disk:
+                break
+            done, size = done + 1, after
+        frozen = FrozenTeacher(self.model, self._last_layer())
+        with path.open("r+b" if path.exists() else "wb") as file:
+            file.truncate(size)
+            file.seek(size)
+            for number, batch in enumerate(batches[done:], start=done + 1):
+                file.write(self._rows(frozen, batch).tobytes())
+                file.flush()
+                log.info("batch %d of %d", number, len(batches))
+
+    def _rows(self, frozen: FrozenTeacher, batch: list[int]) -> np.ndarray[Any, Any]:
+        collated = collate(self.tokens, batch, self.pad, self.device)
+        request = Request(
+            examples=batch,
+            input_ids_BS=collated["input_ids"],
+            mask_BS=collated["attention_mask"],
+            decoder_input_ids_BT=decoder_inputs(self.model, collated["labels"]),
+            counted_BT=collated["labels"] != IGNORED,
+            encoded_BSD=None,
+        )
+        heard = frozen(request)
+        rows = np.empty(heard.hidden_ND.shape[0], dtype=self._row)
+        if self.made_of.keep == "hidden":
+            rows["hidden"] = _to_numpy(heard.decoder_states[0])
+        else:
+            self._fill_top_k(rows, heard.hidden_ND)
+        return rows
+
+    @torch.no_grad()
+    def _fill_top_k(self, rows: np.ndarray[Any, Any], hidden_ND: torch.Tensor) -> None:
+        assert self.made_of.k is not None and self.made_of.temperatures is not None
+        weight, bias = self.model.get_output_embeddings().weight, logits_bias(self.model)
+        chunk = max(1, CHUNK_LOGITS // weight.shape[0])
+        for start in range(0, len(rows), chunk):
+            part = slice(start, start + chunk)
+            logits = hidden_ND[part] @ weight.T
+            logits = logits if bias is None else logits + bias
+            for column, temperature in enumerate(self.made_of.temperatures):
+                ids, values, tail = top_k(logits, self.made_of.k, temperature)
+                rows["ids"][part], rows["logits"][part] = ids.cpu().numpy(), values.cpu().numpy()
+                rows["log_tail"][part, column] = tail.cpu().numpy()
+
+    def _batches(self, order: list[int]) -> list[list[int]]:
+        lengths = _lengths(self.tokens)
+        batches: list[list[int]] = []
+        for index in order:
+            if batches and padded_tokens([*batches[-1], index], lengths) <= self.batch_tokens:
+                batches[-1].append(index)
+            else:
+                batches.append([index])
+        return batches
+
+    def _write_head(self) -> None:
+        bias = logits_bias(self.model)
+        head = {"weight": self.model.get_output_embeddings().weight} | ({} if bias is None else {"bias": bias})
+        with atomic_file(self.folder / HEAD) as partial:
+            save_file({name: tensor.detach().cpu().contiguous() for name, tensor in head.items()}, partial)
+            partial.chmod(0o644)
+
+    def _last_layer(self) -> Distillation:
+        shape = shape_of(self.model.config.to_dict(), "the teacher")
+        return Distillation(decoder_pairs=((0, shape.decoder_layers - 1),))
+
+    @property
+    def _row(self) -> np.dtype[Any]:
+        return _row_type(self.made_of, self.model.config.d_model)
+
+    def _attempt(self) -> str:
+        """Names a growing file by what it holds, so that rows of other contents or batches are never continued."""
+        settings = json.dumps([asdict(self.made_of), self.batch_tokens])
+        return hashlib.sha256(settings.encode()).hexdigest()[:12]
+
+
+def _to_numpy(tensor: torch.Tensor) -> np.ndarray[Any, Any]:
+    bits = tensor.view(torch.uint16) if tensor.dtype == torch.bfloat16 else tensor
+    return bits.cpu().numpy()
+
+
+# ------------------------------------------------------------------------------------------------ reading
+
+
+class CachedTeacher:
+    """A teacher whose words were kept; it answers from its files, memory-mapped."""
+
+    def __init__(
+        self,
+        folder: Path,
+        made_of: Contents,
+        tokens: Tokens,
+        config: Any,
+        device: torch.device,
+        temperature: float | None,
+        pairs: Distillation,
+    ) -> None:
+        """`config` is the teacher's; InputError where the cache is not there, not whole, or of other contents."""
+        made_of = _check(folder, made_of, temperature)
+        self._made_of, self._device, self._temperature, self._pairs = made_of, device, temperature, pairs
+        self._row = _row_type(made_of, config.d_model)
+        self._shards, self._place = [], {}
+        for shard in range(made_of.shards):
+            path, _ = cache_shard(folder, shard, made_of.shards)
+            self._shards.append(np.memmap(path, dtype=self._row, mode="r"))
+            for example, start, end in _places(tokens, shard_order(tokens, shard, made_of.shards)):
+                self._place[example] = (shard, start, end)
+        self._head: dict[str, torch.Tensor] = {}
+        if made_of.keep == "hidden":
+            self._head = {name: tensor.to(device) for name, tensor in load_file(folder / HEAD).items()}
+            self._scale = config.d_model**-0.5 if getattr(config, "scale_decoder_outputs", False) else 1.0
+
+    def signal(self, request: Request) -> Signal:
+        counted = request.counted_BT.any(dim=1).tolist()
+        wanted = [example for example, counts in zip(request.examples, counted, strict=True) if counts]
+        rows = self._read(wanted)
+        assert len(rows) == int(request.counted_BT.sum()), "the cache holds other targets"
+        if self._made_of.keep == "hidden":
+            hidden_ND = self._tensor(rows["hidden"])
+            states = [hidden_ND] * len(self._pairs.decoder_pairs)  # of the last layer: no other is asked for
+            return HiddenSignal(hidden_ND * self._scale, self._head["weight"], self._head.get("bias"), states)
+        assert self._made_of.temperatures is not None and self._temperature is not None
+        column = self._made_of.temperatures.index(self._temperature)
+        return TopKSignal(
+            ids_NK=self._tensor(rows["ids"]).long(),
+            logits_NK=self._tensor(rows["logits"]),
+            log_tail_N=self._tensor(rows["log_tail"][:, column]),
+            temperature=self._temperature,
+        )
+
+    def _read(self, examples: list[int]) -> np.ndarray[Any, Any]:
+        if not examples:
+            return np.empty(0, dtype=self._row)
+        places = [self._place[example] for example in examples]
+        return np.concatenate([self._shards[shard][start:end] for shard, start, end in places])
+
+    def _tensor(self, values: np.ndarray[Any, Any]) -> torch.Tensor:
+        tensor = torch.from_numpy(np.ascontiguousarray(values))
+        if tensor.dtype == torch.uint16:
+            tensor = tensor.view(torch.bfloat16)
+        return tensor.to(self._device)
+
+
+def _places(tokens: Tokens, order: list[int]) -> Iterator[tuple[int, int, int]]:
+    """(example, first row, end row) of a shard."""
+    start = 0
+    for example in order:
+        end = start + len(tokens.target[example])
+        yield example, start, end
+        start = end
+
+
+def _check(folder: Path, wanted: Contents, temperature: float | None) -> Contents:
+    """The contents that the cache says it has; InputError with the reason where it cannot be right."""
+    stored = wanted
+    for shard in range(wanted.shards):
+        path, manifest = cache_shard(folder, shard, wanted.shards)
+        if not manifest.exists() or not path.exists():
+            raise InputError(
+                f"{folder} has no shard {shard} of {wanted.shards}; run jobs.cache --teacher NAME --shard {shard}."
+            )
+        found = read_json(manifest)
+        stored = Contents(**found["contents"])
+        _check_contents(path, stored, wanted, temperature)
+        if path.stat().st_size != found["bytes"]:
+            raise InputError(
+                f"{path} is damaged: it has {path.stat().st_size} bytes, expected {found['bytes']}. "
+                f"Delete {path} and {manifest}, and run jobs.cache again."
+            )
+    return stored
+
+
+REASONS = {
+    "corpus": "the training documents have changed",
+    "tokens": "the documents are cut into other tokens (another tokenizer, or other limits)",
+    "teacher": "the teacher has other weights",
+}
+
+
+def _check_contents(path: Path, stored: Contents, wanted: Contents, temperature: float | None) -> None:
+    differences = [name for name in stored.differences(wanted) if name != "temperatures"]
+    reasons = [REASONS.get(n, f"{n} was {getattr(stored, n)}, is {getattr(wanted, n)}") for n in differences]
+    if temperature is not None and stored.temperatures is not None and temperature not in stored.temperatures:
+        reasons.append(f"it was made for the temperatures {stored.temperatures}, not for {temperature}")
+    if reasons:
+        raise InputError(
+            f"{path} cannot be used: {'; '.join(reasons)} since it was made. "
+            f"Delete {path.parent} and run jobs.cache again, or remove the teacher's cache from the recipe."
+        )

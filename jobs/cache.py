@@ -1,0 +1,56 @@
+"""python -m jobs.cache RECIPE --teacher NAME [--shard K] [key=value ...]     (or deepspeed, torchrun, srun)
+
+What a teacher says about the training targets, computed once for all its students. Shards know nothing of each other:
+several processes share them out, and --shard K computes one alone, on any machine.
+"""
+
+import logging
+
+from jobs.start import Arguments, main
+
+log = logging.getLogger(__name__)
+
+
+def cache_teacher(arguments: Arguments) -> None:
+    from distill.errors import InputError
+    from distill.recipe import Teacher
+    from distill.stages import cache_is_complete, is_cached
+
+    run, member = arguments.run, arguments.member
+    settings = run.settings(member) if member else None
+    if member is None or not isinstance(settings, Teacher) or not is_cached(run.recipe, member.name):
+        raise InputError(f"{member} has no cache that a student reads. Give --teacher NAME of one with a cache key.")
+    assert settings.cache is not None
+    if arguments.shard is not None and arguments.shard >= settings.cache.shards:
+        raise InputError(f"--shard: {arguments.shard} given, expected 0 to {settings.cache.shards - 1} (cache.shards).")
+    if cache_is_complete(run, member):
+        log.info("%s is complete", member.cache)
+        return
+
+    from distill import distributed
+    from distill.data import load_training_tokens
+    from distill.pretrained import DTYPES, load_model, load_tokenizer
+    from distill.scoring import cache_contents
+    from distill.teacher_cache import CacheWriter
+
+    world = distributed.start()
+    weights = run.weights(member)
+    tokenizer = load_tokenizer(weights)
+    model = load_model(weights, DTYPES[settings.precision or "fp32"]).to(world.device)
+    tokens = load_training_tokens(run, tokenizer, model)
+    writer = CacheWriter(
+        folder=member.cache,
+        made_of=cache_contents(run, member.name, tokens),
+        model=model,
+        tokens=tokens,
+        pad=tokenizer.pad_token_id,
+        batch_tokens=run.recipe.train.micro_batch_tokens,
+        device=world.device,
+    )
+    shards = range(settings.cache.shards) if arguments.shard is None else [arguments.shard]
+    for shard in shards[world.rank :: world.size]:
+        writer.write(shard)
+
+
+if __name__ == "__main__":
+    main(cache_teacher, "cache", needs_member=True)
