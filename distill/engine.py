@@ -137,14 +137,12 @@ class LiveTeacher:
         """What the teacher says about a micro-batch; all ranks must ask where it is sharded."""
         heard = self._forward(request)
         weight = self._whole(self._weight)
-        return HiddenSignal(
-            heard.hidden_ND, weight, self._bias, heard.decoder_states, heard.encoder_states
-        )
+        return HiddenSignal(heard.hidden_ND, weight, self._bias, heard.decoder_states, heard.encoder_states)
 
     def bytes_held(self) -> int:
-        """Bytes of the teacher's weights on this rank between two requests."""
-        tensors = [getattr(p, "ds_tensor", p) for p in self._model.parameters()]
-        return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+        """Bytes of the teacher's weights on this rank between two requests: whole ones and shards."""
+        held = [tensor for p in self._model.parameters() for tensor in (p.data, getattr(p, "ds_tensor", None))]
+        return sum(tensor.numel() * tensor.element_size() for tensor in held if tensor is not None)
 
     def _whole(self, parameter: torch.nn.Parameter) -> torch.Tensor:
         if not self._sharded:

@@ -168,6 +168,8 @@ def _explain(error: ValidationError, raw: dict[str, Any], where: str) -> str:
         path = [str(part) for part in item["loc"] if not re.search(r"[\[\]]|^constrained-", str(part))]
         if _is_inherited(raw, path):
             continue  # reported once, where it was written
+        if isinstance(item["input"], dict) and any(str(part).startswith("literal[") for part in item["loc"]):
+            continue  # of a union of words and a block a block was meant, and its own errors follow
         line = _explain_one(item, path)
         if not any(known.startswith(f"  {'.'.join(path)}:") for known in lines):
             lines.append(line)
