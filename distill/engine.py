@@ -68,7 +68,8 @@ class Engine:
         norm = self._engine.get_global_grad_norm()
         if norm is not None:
             return float(norm)
-        return None if all(bool(p.isfinite().all()) for p in self._engine.module.parameters()) else float("nan")
+        trained = [p.detach() for p in self._engine.module.parameters() if p.requires_grad]
+        return None if torch.nn.utils.get_total_norm(trained).isfinite() else float("nan")
 
     @contextlib.contextmanager
     def replica(self) -> Iterator[PreTrainedModel]:

@@ -8,14 +8,14 @@ and ranks may have different numbers of chunks.
 Shapes: N target tokens that count, C of a chunk, V vocabulary, D dimensions, L terms of the loss.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-CHUNK_LOGITS = 2**24  # logits of a chunk, 64 MiB in fp32
+CHUNK_LOGITS = 2**23  # logits of a chunk, 32 MiB in fp32
 
 TokenLosses = Callable[[torch.Tensor, slice], torch.Tensor]
 """(fp32 logits_CV, the chunk's rows among the N tokens) -> terms_L, each a sum over the chunk's tokens."""
@@ -27,18 +27,31 @@ def chunked_losses(
     bias_V: torch.Tensor | None,
     token_losses: TokenLosses,
     factors_L: torch.Tensor,
-    chunk_tokens: int | None = None,
+    most_tokens: int | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """(the sum over the terms of factor times term, with its gradient; terms_L without) of all N tokens, fp32.
 
     Gradients go to the hidden states, the weight and the bias where they ask for them, and equal those of whole logits.
-    With no tokens both are zero, and the gradients too.
+    With no tokens both are zero, and the gradients too. A chunk has at most `most_tokens`, by default what fits
+    CHUNK_LOGITS.
     """
-    chunk = chunk_tokens or max(1, CHUNK_LOGITS // weight_VD.shape[0])
+    chunk = most_tokens or chunk_tokens(weight_VD.shape[0])
     total, terms_L = _ChunkedLosses.apply(  # type: ignore[no-untyped-call]
         hidden_ND, weight_VD, bias_V, token_losses, factors_L, chunk
     )
     return total, terms_L
+
+
+def chunks(tokens: int, most: int) -> Iterator[slice]:
+    """Consecutive slices of `tokens`, as few as are needed and alike in size, each of at most `most`."""
+    count = -(-tokens // most)
+    for number in range(count):
+        yield slice(number * tokens // count, (number + 1) * tokens // count)
+
+
+def chunk_tokens(vocabulary: int) -> int:
+    """Tokens of a chunk."""
+    return max(1, CHUNK_LOGITS // vocabulary)
 
 
 class _ChunkedLosses(torch.autograd.Function):
@@ -56,8 +69,7 @@ class _ChunkedLosses(torch.autograd.Function):
         weight_gradient = _zeros(weight_VD)
         bias_gradient = _zeros(bias_V)
         terms_L = torch.zeros_like(factors_L)
-        for start in range(0, hidden_ND.shape[0], chunk):
-            rows = slice(start, start + chunk)
+        for rows in chunks(hidden_ND.shape[0], chunk):
             logits_CV = hidden_ND[rows] @ weight_VD.T
             if bias_V is not None:
                 logits_CV += bias_V
@@ -124,7 +136,6 @@ def logits_bias(model: PreTrainedModel) -> torch.Tensor | None:
     return None if bias is None else bias.flatten()
 
 
-def output_scale(model: PreTrainedModel) -> float:
+def output_scale(config: Any) -> float:
     """What the last hidden states are multiplied with before the projection: T5 with tied embeddings, else 1."""
-    scaled = getattr(model.config, "scale_decoder_outputs", False)
-    return float(model.config.d_model**-0.5) if scaled else 1.0
+    return float(config.d_model**-0.5) if getattr(config, "scale_decoder_outputs", False) else 1.0

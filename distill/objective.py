@@ -132,7 +132,7 @@ class ScoredStudent(nn.Module):
 
         names = [name for name in ("cross_entropy", "kl") if name in self.weights]
         factors_L = torch.tensor([self.weights[name] for name in names], device=hidden_ND.device)
-        hidden_ND = hidden_ND * output_scale(self.student)
+        hidden_ND = hidden_ND * output_scale(self.student.config)
         loss, terms_L = self.head(hidden_ND, logits_bias(self.student), token_losses, factors_L)
         return loss, terms_L
 

@@ -30,9 +30,9 @@ class HiddenSignal:
         vocabulary: log_p_CV each."""
         logits_CV = self.hidden_ND[rows] @ self.weight_VD.T
         if self.bias_V is not None:
-            logits_CV = logits_CV + self.bias_V
-        scaled = (logits_CV.float() / temperature, student_logits_CV.float() / temperature)
-        return scaled[0].log_softmax(-1), scaled[1].log_softmax(-1)
+            logits_CV += self.bias_V
+        log_p_CV = logits_CV.float().div_(temperature).log_softmax(-1)
+        return log_p_CV, (student_logits_CV.float() / temperature).log_softmax(-1)
 
 
 @dataclass(frozen=True)

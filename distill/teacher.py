@@ -50,5 +50,5 @@ class FrozenTeacher(nn.Module):
         else:
             encoded_BSD = request.encoded_BSD.to(self.model.dtype)
         decoded = decode(self.model, request.decoder_input_ids_BT, encoded_BSD, request.mask_BS, decoder_layers)
-        hidden_ND = decoded.last[request.counted_BT] * output_scale(self.model)
+        hidden_ND = decoded.last[request.counted_BT] * output_scale(self.model.config)
         return Heard(hidden_ND, [state[request.counted_BT] for state in decoded.layers], encoder_states)

@@ -27,7 +27,7 @@ from distill.errors import InputError
 from distill.families import shape_of
 from distill.files import PARTIAL, atomic_file, fsync, read_json, sha256_file, write_json
 from distill.forward import decoder_inputs
-from distill.head import CHUNK_LOGITS, logits_bias
+from distill.head import chunk_tokens, chunks, logits_bias, output_scale
 from distill.losses import IGNORED
 from distill.objective import Request
 from distill.recipe import Cache
@@ -182,9 +182,7 @@ class CacheWriter:
     def _fill_top_k(self, rows: np.ndarray[Any, Any], hidden_ND: torch.Tensor) -> None:
         assert self.made_of.k is not None and self.made_of.temperatures is not None
         weight, bias = self.model.get_output_embeddings().weight, logits_bias(self.model)
-        chunk = max(1, CHUNK_LOGITS // weight.shape[0])
-        for start in range(0, len(rows), chunk):
-            part = slice(start, start + chunk)
+        for part in chunks(len(rows), chunk_tokens(weight.shape[0])):
             logits = hidden_ND[part] @ weight.T
             logits = logits if bias is None else logits + bias
             for column, temperature in enumerate(self.made_of.temperatures):
@@ -257,7 +255,7 @@ class CachedTeacher:
         self._head: dict[str, torch.Tensor] = {}
         if made_of.keep == "hidden":
             self._head = {name: tensor.to(device) for name, tensor in load_file(folder / HEAD).items()}
-            self._scale = config.d_model**-0.5 if getattr(config, "scale_decoder_outputs", False) else 1.0
+            self._scale = output_scale(config)
 
     def signal(self, request: Request) -> Signal:
         counted = request.counted_BT.any(dim=1).tolist()
