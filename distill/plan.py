@@ -72,6 +72,17 @@ def trainable_parameters(shape: Shape, train: Train) -> int:
     return shape.parameters() - frozen
 
 
+def teacher_memory_gb(shape: Shape, teacher: Teacher, precision: str, world_size: int, shares_encoder: bool) -> float:
+    """Estimated gigabytes per process of a live teacher's weights; an encoder that serves both is the student's.
+
+    `precision` is that of its student, for a teacher that gives none.
+    """
+    weights = shape.parameters()
+    if shares_encoder:
+        weights -= shape.encoder_layers * (4 * shape.width**2 + 2 * shape.width * shape.feed_forward[0])
+    return weights * BYTES[teacher.precision or precision] / (world_size if teacher.zero_stage == 3 else 1) / 1e9
+
+
 def training_memory_gb(shape: Shape, train: Train, world_size: int) -> float:
     """Estimated gigabytes per process: weights, gradients, AdamW states by ZeRO stage, and activations.
 

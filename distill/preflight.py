@@ -40,7 +40,7 @@ def check_folder(folder: Path) -> None:
 def check_recipe(recipe: Recipe) -> None:
     """Everything about teachers and students that can be refused before any work. InputError says what.
 
-    A teacher with a hub name is not looked up here; `jobs.prepare` does, with `check_teacher`.
+    What has a hub name is not looked up here; `jobs.prepare` does.
     """
     for name in recipe.teachers:
         shape = teacher_shape(recipe, name)
@@ -49,15 +49,19 @@ def check_recipe(recipe: Recipe) -> None:
 
 
 def check_teacher(recipe: Recipe, name: str, shape: Shape) -> None:
-    """A teacher's limits, and for its students the layers that they take and what they are scored against."""
+    """A teacher's limits, and those of its students that begin with it or with a folder."""
     check_limits(recipe, shape, f"teacher {name}")
     for student_name, student in recipe.students.items():
-        if student.teacher == name:
-            base = base_shape(recipe, student_name, shape)
-            if base is not None:
-                check_limits(recipe, base, f"student {student_name}")
-                student_layers(recipe, student_name, base)
-                distillation(recipe, student_name, shape, base)
+        base = base_shape(recipe, student_name, shape)
+        if student.teacher == name and base is not None:
+            check_student(recipe, student_name, shape, base)
+
+
+def check_student(recipe: Recipe, name: str, teacher: Shape, base: Shape) -> None:
+    """The layers that a student takes of what it begins with, its limits, and what it is scored against."""
+    check_limits(recipe, base, f"student {name}")
+    student_layers(recipe, name, base)
+    distillation(recipe, name, teacher, base)
 
 
 def base_shape(recipe: Recipe, name: str, teacher: Shape | None) -> Shape | None:

@@ -54,6 +54,15 @@ def load_tokenizer(source: str | Path) -> Any:
         raise InputError(_unreachable(source, error)) from error
 
 
+def check_same_tokenizer(own: Any, taught: Any, student: str, teacher: str) -> None:
+    """InputError where a student that is scored against a teacher reads other tokens."""
+    if own.get_vocab() != taught.get_vocab():
+        raise InputError(
+            f"student {student} and teacher {teacher} have different tokenizers ({len(own)} and {len(taught)} tokens). "
+            "The objective compares them token by token; choose a model with the teacher's tokenizer."
+        )
+
+
 def _unreachable(source: str | Path, error: Exception) -> str:
     return (
         f"cannot load {str(source)!r}: {str(error).splitlines()[0]} Expected a folder written by save_pretrained, or "

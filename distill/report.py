@@ -88,9 +88,10 @@ def plot_training(lines: list[Line], run: Run, folder: Path) -> None:
     """training_loss.png and validation.png."""
     figure, axes = plt.subplots(figsize=(7, 4))
     for line in lines:
-        points = [(row["step"], row["loss"]) for row in line.metrics if "loss" in row]
+        # Of all terms of a student's loss the one that every model has.
+        points = [(row["step"], row.get("cross_entropy", row["loss"])) for row in line.metrics if "loss" in row]
         axes.plot(*zip(*points, strict=True), label=str(line.member), linewidth=1)
-    axes.set(xlabel="optimizer step", ylabel="loss per target token (nats)")
+    axes.set(xlabel="optimizer step", ylabel="cross-entropy per target token (nats)")
     axes.legend(fontsize=8)
     _save(figure, folder / "training_loss.png")
     figure, axes = plt.subplots(figsize=(7, 4))
@@ -177,15 +178,33 @@ def _quality(scores: dict[str, Any]) -> list[str]:
 
 
 def _before_and_after(lines: list[Line], run: Run) -> str:
-    table = [_row(["model", "metric", "before training", "best", "at step", "steps"]), _row(["---"] * 6)]
+    head = ["model", "scored against", "metric", "before training", "best", "at step", "steps"]
+    table = [_row(head), _row(["---"] * len(head))]
     for line in lines:
         metric = run.evaluate_settings(line.member).metric
         curve = line.validations(metric)
         before = [value for step, value in curve if step == 0]
         step, best = max(((s, v) for s, v in curve if s > 0), key=lambda point: point[1])
         shown = f"{before[0]:.2f}" if before else "-"
-        table.append(_row([str(line.member), metric, shown, f"{best:.2f}", str(step), str(curve[-1][0])]))
+        against = _objective(run, line.member)
+        table.append(_row([str(line.member), against, metric, shown, f"{best:.2f}", str(step), str(curve[-1][0])]))
     return "\n".join([*table, "", "On the validation sample, with the beams of `evaluate.num_beams`.\n"])
+
+
+def _objective(run: Run, member: Member) -> str:
+    """The terms of the loss with their weights."""
+    settings = run.settings(member)
+    if not isinstance(settings, Student):
+        return "gold"
+    objective = settings.objective
+    terms = [f"{objective.cross_entropy:g} gold"] if objective.cross_entropy else []
+    if objective.kl:
+        terms.append(f"{objective.kl.weight:g} KL ({objective.kl.direction}, T {objective.kl.temperature:g})")
+    if objective.hidden:
+        terms.append(f"{objective.hidden.weight:g} hidden states")
+    cache = run.recipe.teachers[settings.teacher].cache
+    how = f"; teacher from its cache of {cache.keep}" if cache and objective.needs_teacher else ""
+    return " + ".join(terms) + how if objective.needs_teacher else "gold"
 
 
 def _examples(run: Run, lines: list[Line], rows: list[Row]) -> list[str]:

@@ -18,7 +18,7 @@ from distill.families import Shape, shape_of
 from distill.files import sha256_file
 from distill.objective import ScoredStudent, TeacherSource
 from distill.preflight import WEIGHT_FILES
-from distill.pretrained import DTYPES, load_config, load_model, load_tokenizer
+from distill.pretrained import DTYPES, check_same_tokenizer, load_config, load_model, load_tokenizer
 from distill.recipe import Objective, Student, Teacher, Train
 from distill.run import Member, Run
 from distill.teacher_cache import CachedTeacher, Contents, contents, hash_tokens
@@ -41,7 +41,7 @@ def scored_student(
     weights = run.weights(run.member("teachers", settings.teacher))
     config = load_config(weights)
     pairs = distillation(run.recipe, member.name, _shape(weights), _shape(settings.model or weights))
-    _check_tokenizers(member, settings, tokenizer, load_tokenizer(weights))
+    check_same_tokenizer(tokenizer, load_tokenizer(weights), member.name, settings.teacher)
     teacher: TeacherSource
     if run.recipe.teachers[settings.teacher].cache:
         teacher = _cached(run, settings, tokens, world, pairs)
@@ -90,14 +90,6 @@ def _cached(run: Run, settings: Student, tokens: Tokens, world: World, pairs: Di
     temperature = kl.temperature if kl else None
     config = load_config(run.weights(member))
     return CachedTeacher(member.cache, made_of, tokens, config, world.device, temperature, pairs)
-
-
-def _check_tokenizers(member: Member, settings: Student, own: Any, taught: Any) -> None:
-    if own.get_vocab() != taught.get_vocab():
-        raise InputError(
-            f"{member} and teacher {settings.teacher} have different tokenizers ({len(own)} and {len(taught)} tokens). "
-            "The objective compares them token by token; choose a model with the teacher's tokenizer."
-        )
 
 
 def _shape(source: str) -> Shape:

@@ -19,7 +19,7 @@ def prepare(arguments: Arguments) -> None:
     if run.corpus.exists():
         log.info("%s is complete", run.corpus)
         return
-    _check_hub_teachers(run.recipe)
+    _check_models(run.recipe)
     manifest = prepare_corpus(run.recipe.corpus, run.recipe.seed, run.corpus)
     for split in SPLITS:
         counts = manifest["splits"][split]
@@ -34,16 +34,25 @@ def prepare(arguments: Arguments) -> None:
         )
 
 
-def _check_hub_teachers(recipe: Recipe) -> None:
+def _check_models(recipe: Recipe) -> None:
     """Refuse here, before any work, what the launcher could not see without torch and the hub."""
     from distill.families import shape_of
-    from distill.preflight import check_teacher, teacher_shape
+    from distill.preflight import base_shape, check_student, check_teacher, teacher_shape
+    from distill.pretrained import check_same_tokenizer, load_config, load_tokenizer
 
     for name, teacher in recipe.teachers.items():
-        if teacher.model is not None and teacher_shape(recipe, name) is None:
-            from distill.pretrained import load_config
-
-            check_teacher(recipe, name, shape_of(load_config(teacher.model), f"teachers.{name}.model"))
+        shape = teacher_shape(recipe, name)
+        if shape is None:
+            shape = shape_of(load_config(str(teacher.model)), f"teachers.{name}.model")
+            check_teacher(recipe, name, shape)
+        for student_name, student in recipe.students.items():
+            if student.teacher == name and student.model is not None:
+                base = base_shape(recipe, student_name, shape)
+                base = base or shape_of(load_config(student.model), f"students.{student_name}.model")
+                check_student(recipe, student_name, shape, base)
+                if student.objective.needs_teacher and teacher.model is not None:
+                    tokenizers = load_tokenizer(student.model), load_tokenizer(teacher.model)
+                    check_same_tokenizer(*tokenizers, student_name, name)
 
 
 if __name__ == "__main__":

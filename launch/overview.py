@@ -44,24 +44,28 @@ def _arithmetic(run: Run, stage: Stage, processes: Processes) -> list[str]:
             f"({plan.trainable_parameters(shape, train) / 1e6:.1f} M trained); ZeRO {train.zero_stage}, "
             f"{train.precision}: about {memory:.1f} GB per process"
         )
-    return lines + _objective(run, stage.member)
+    return lines + _objective(run, stage.member, processes.count)
 
 
-def _objective(run: Run, member: Member) -> list[str]:
+def _objective(run: Run, member: Member, processes: int) -> list[str]:
     """What a student is scored against, where that is more than the target texts."""
     settings = run.settings(member)
     if not isinstance(settings, Student) or not settings.objective.needs_teacher:
         return []
     chosen = run.recipe.teachers[settings.teacher]
-    how = f"cache of {chosen.cache.keep}" if chosen.cache else f"live, ZeRO {chosen.zero_stage}"
-    lines = [f"scored against teacher {settings.teacher} ({how})"]
+    how = f"from its cache of {chosen.cache.keep}" if chosen.cache else f"live, ZeRO {chosen.zero_stage}"
+    lines = [f"scored against teacher {settings.teacher}, {how}"]
     teacher = teacher_shape(run.recipe, settings.teacher)
     base = base_shape(run.recipe, member.name, teacher)
-    if teacher and base:
-        pairs = distillation(run.recipe, member.name, teacher, base)
-        sides = (("decoder", pairs.decoder_pairs), ("encoder", pairs.encoder_pairs))
-        lines += [f"{name} layers (student: teacher) {dict(side)}" for name, side in sides if side]
-        lines.append("one frozen encoder for both" if pairs.shares_encoder else "each runs its own encoder")
+    if teacher is None or base is None:
+        return lines
+    pairs = distillation(run.recipe, member.name, teacher, base)
+    sides = (("decoder", pairs.decoder_pairs), ("encoder", pairs.encoder_pairs))
+    lines += [f"{name} layers (student: teacher) {dict(side)}" for name, side in sides if side]
+    if not chosen.cache:
+        memory = plan.teacher_memory_gb(teacher, chosen, settings.train.precision, processes, pairs.shares_encoder)
+        encoder = "one frozen encoder for both" if pairs.shares_encoder else "each runs its own encoder"
+        lines.append(f"{encoder}; the teacher's weights: about {memory:.2f} GB per process more")
     return lines
 
 
