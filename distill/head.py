@@ -8,7 +8,7 @@ and ranks may have different numbers of chunks.
 Shapes: N target tokens that count, C of a chunk, V vocabulary, D dimensions, L terms of the loss.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -136,6 +136,6 @@ def logits_bias(model: PreTrainedModel) -> torch.Tensor | None:
     return None if bias is None else bias.flatten()
 
 
-def output_scale(config: Any) -> float:
+def output_scale(config: Mapping[str, Any]) -> float:
     """What the last hidden states are multiplied with before the projection: T5 with tied embeddings, else 1."""
-    return float(config.d_model**-0.5) if getattr(config, "scale_decoder_outputs", False) else 1.0
+    return float(config["d_model"] ** -0.5) if config.get("scale_decoder_outputs") else 1.0

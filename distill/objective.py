@@ -63,7 +63,7 @@ class ScoredStudent(nn.Module):
         """`teacher_width` is the dimension of the teacher's hidden states, by default the student's own."""
         super().__init__()
         self.student, self.objective, self.label_smoothing, self.pairs = student, objective, label_smoothing, pairs
-        self.head = VocabularyHead(student)
+        self.head, self.scale = VocabularyHead(student), output_scale(student.config.to_dict())
         width = student.config.d_model
         self.decoder_projections = _projections(len(pairs.decoder_pairs), width, teacher_width or width, student.dtype)
         self.encoder_projections = _projections(len(pairs.encoder_pairs), width, teacher_width or width, student.dtype)
@@ -132,7 +132,7 @@ class ScoredStudent(nn.Module):
 
         names = [name for name in ("cross_entropy", "kl") if name in self.weights]
         factors_L = torch.tensor([self.weights[name] for name in names], device=hidden_ND.device)
-        hidden_ND = hidden_ND * output_scale(self.student.config)
+        hidden_ND = hidden_ND * self.scale
         loss, terms_L = self.head(hidden_ND, logits_bias(self.student), token_losses, factors_L)
         return loss, terms_L
 

@@ -30,6 +30,7 @@ class FrozenTeacher(nn.Module):
     def __init__(self, model: PreTrainedModel, pairs: Distillation) -> None:
         super().__init__()
         self.model, self.pairs = model.requires_grad_(False), pairs
+        self.scale = output_scale(model.config.to_dict())
         if pairs.shares_encoder:
             model.set_encoder(None)
         super().train(False)
@@ -50,5 +51,5 @@ class FrozenTeacher(nn.Module):
         else:
             encoded_BSD = request.encoded_BSD.to(self.model.dtype)
         decoded = decode(self.model, request.decoder_input_ids_BT, encoded_BSD, request.mask_BS, decoder_layers)
-        hidden_ND = decoded.last[request.counted_BT] * output_scale(self.model.config)
+        hidden_ND = decoded.last[request.counted_BT] * self.scale
         return Heard(hidden_ND, [state[request.counted_BT] for state in decoded.layers], encoder_states)

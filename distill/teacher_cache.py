@@ -11,7 +11,7 @@ import hashlib
 import itertools
 import json
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -237,7 +237,7 @@ class CachedTeacher:
         folder: Path,
         made_of: Contents,
         tokens: Tokens,
-        config: Any,
+        config: Mapping[str, Any],
         device: torch.device,
         temperature: float | None,
         pairs: Distillation,
@@ -245,7 +245,7 @@ class CachedTeacher:
         """`config` is the teacher's; InputError where the cache is not there, not whole, or of other contents."""
         made_of = _check(folder, made_of, temperature)
         self._made_of, self._device, self._temperature, self._pairs = made_of, device, temperature, pairs
-        self._row = _row_type(made_of, config.d_model)
+        self._row = _row_type(made_of, config["d_model"])
         self._shards, self._place = [], {}
         for shard in range(made_of.shards):
             path, _ = cache_shard(folder, shard, made_of.shards)

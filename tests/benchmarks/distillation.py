@@ -216,7 +216,7 @@ def cache(teacher: Any, tokens: Tokens) -> Any:
     )
     folder = Path(tempfile.mkdtemp())
     CacheWriter(folder, made_of, teacher.to(DEVICE), tokens, 1, 10**6, DEVICE).write(0)
-    return CachedTeacher(folder, made_of, tokens, teacher.config, DEVICE, T, Distillation())
+    return CachedTeacher(folder, made_of, tokens, teacher.config.to_dict(), DEVICE, T, Distillation())
 
 
 def timed(step: Callable[[], float]) -> float:

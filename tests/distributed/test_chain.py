@@ -28,11 +28,22 @@ def write_recipe(folder: Path, **changes: Any) -> Path:
         "name": "tiny",
         "corpus": {"train": str(folder / "corpus"), "max_target_tokens": 12},
         "teachers": {
-            "own": {"architecture": ARCHITECTURE, "tokenizer": {"kind": "bpe", "vocabulary": 300}, "train": {}}
+            "own": {
+                "architecture": ARCHITECTURE,
+                "tokenizer": {"kind": "bpe", "vocabulary": 300},
+                "train": {},
+                "cache": {"keep": "hidden", "shards": 3},
+            }
         },
         "students": {
             "short": {"teacher": "own", "decoder_layers": 1, "train": {"freeze": ["encoder", "embeddings"]}},
-            "half": {"teacher": "own", "decoder_layers": [0, 3], "encoder_layers": 1, "train": {"zero_stage": 3}},
+            "half": {
+                "teacher": "own",
+                "decoder_layers": [0, 3],
+                "encoder_layers": 1,
+                "train": {"zero_stage": 3, "freeze": ["encoder"]},
+                "objective": {"kl": {"weight": 0.5}, "hidden": {"weight": 1, "supervise": {"decoder": [3, 3]}}},
+            },
         },
         "train": {"batch_examples": 8, "steps": 6, "warmup_steps": 2, "save_every_steps": 3, "log_every_steps": 2},
         "evaluate": {"every_steps": 3, "examples": 4, "generation": {"num_beams": 2}},
@@ -67,6 +78,9 @@ def test_the_run_directory_is_as_promised(finished: Path) -> None:
             "final/model.safetensors", "final/tokenizer.json", "final/generation_config.json", "metrics.jsonl",
             "tensorboard", "evaluation/test/predictions.jsonl", "evaluation/test/scores.json", "benchmark.json")]  # fmt: skip
     assert [path for path in expected if not (run / path).exists()] == []
+    expected = [f"shard-0000{shard}-of-00003.{end}" for shard in range(3) for end in ("bin", "json")]
+    cache = run / "teachers" / "own" / "cache"
+    assert sorted(path.name for path in cache.iterdir()) == ["head.safetensors", *expected]
     assert not list(run.rglob("*.partial*"))
     assert (run / "logs" / "train-student-half.rank1.log").exists(), "one log per job and rank"
 
@@ -92,7 +106,8 @@ def test_predictions_are_in_corpus_order_and_the_report_shows_them(finished: Pat
     ids = [json.loads(line)["id"] for line in (finished / "corpus" / "test.jsonl").read_text().splitlines()]
     assert [row["id"] for row in read_jsonl(run / "students/short/evaluation/test/predictions.jsonl")] == ids
     report = (run / "report" / "report.md").read_text()
-    for part in ("first sentence", "teacher own", "student short", "student half", "| 1-2 |", "## Training", "gold"):
+    for part in ("first sentence", "teacher own", "student short", "student half", "| 1-2 |", "## Training", "gold",
+                 "1 gold + 0.5 KL (forward, T 2) + 1 hidden states; teacher from its cache of hidden"):  # fmt: skip
         assert part in report
     assert report.count("### r") == 3
 
@@ -276,9 +291,12 @@ RECIPES = sorted((ROOT / "jobs" / "recipes").glob("*.yaml"))
 def test_every_recipe_of_the_repository_dry_runs(path: Path, tmp_path: Path) -> None:
     if path.stem == "scitldr" and not (ROOT.parent / "shared" / "data" / "scitldr").exists():
         pytest.skip("NO REAL CORPUS: ../shared/data/scitldr is not there")
-    result = run_command("launch", "run", str(path), "--dry-run", "--runs", str(tmp_path))
+    corpus = ["corpus.train=docstrings", "corpus.document=document", "corpus.summary=summary"]
+    overrides = corpus if path.stem.startswith("kd-") else []  # those of hub models name corpora of the user's
+    result = run_command("launch", "run", str(path), "--dry-run", "--runs", str(tmp_path), *overrides)
     assert result.returncode == 0, result.stderr
-    assert "jobs.train" in result.stdout and "known once the teacher" not in result.stdout
+    assert "jobs.train" in result.stdout
+    assert ("known once the teacher" in result.stdout) == path.stem.startswith("kd-"), "those name hub models"
 
 
 def test_the_demo_teacher_is_small_enough() -> None:
@@ -304,6 +322,10 @@ def test_jobs_say_what_they_need(corpus: Path, tmp_path: Path) -> None:
     refused(run_command("jobs.train", recipe, "--student", "nobody", "--runs", runs), "expected one of half, short")
     refused(run_command("jobs.train", recipe, "--student", "short", "--runs", runs), "run jobs.shrink")
     assert run_command("jobs.train", recipe, "--runs", runs).returncode == 2
+    cache = ["jobs.cache", recipe, "--runs", runs]
+    refused(run_command(*cache, "--teacher", "own", "--shard", "3"), "--shard: 3 given, expected 0 to 2")
+    refused(run_command(*cache, "--student", "short"), "student short has no cache that a student reads")
+    refused(run_command(*cache, "--teacher", "own"), "teacher own has no", "train it first")
     refused(run_command("launch", "run", recipe, "--on", "moon"), "--on: 'moon' given, expected 'local'")
     refused(run_command("launch", "status", str(tmp_path)), "is no run")
 

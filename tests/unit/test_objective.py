@@ -1,6 +1,7 @@
 """The loss of a student beside its teacher, for every family, against an independent reference in float64."""
 
 import copy
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,10 +12,11 @@ from distill.distributed import World
 from distill.engine import LiveTeacher
 from distill.losses import IGNORED
 from distill.objective import Counts, Request, ScoredStudent
+from distill.pretrained import load_model
 from distill.recipe import Objective
 from distill.recipe import Teacher as TeacherSettings
 from distill.signal import HiddenSignal
-from distill.student import freeze, shrink
+from distill.student import freeze, save_model, shrink
 from distill.teacher import FrozenTeacher
 from tests.conftest import STARTS, make_model
 
@@ -32,6 +34,7 @@ class Teacher(LiveTeacher):
     """A replica that keeps what it was asked."""
 
     def __init__(self, model: Any, pairs: Distillation) -> None:
+        self.model = model
         super().__init__(model, TeacherSettings(model="here"), pairs, World(0, 1, 0, torch.device("cpu")))
         self.asked: list[Request] = []
 
@@ -243,3 +246,15 @@ def test_an_untied_head_has_a_gradient_of_its_own(tokenizer: Any) -> None:
     assert bool((student.lm_head.weight.grad.abs().sum(1) > 0).all()), "every token's logit is pulled"
     rows = student.get_decoder().embed_tokens.weight.grad.abs().sum(1).nonzero()
     assert len(rows) < 15, "only what was read has a gradient in the embeddings"
+
+
+def test_a_replica_stays_in_the_memory_map_of_its_file(tokenizer: Any, tmp_path: Path) -> None:
+    """So that the processes of a machine hold the teacher's weights once between them."""
+    save_model(make_model("bart", tokenizer), tokenizer, tmp_path)
+    model = load_model(tmp_path)
+    live = Teacher(model, Distillation(((0, 1),)))
+    maps = Path("/proc/self/maps").read_text().splitlines()
+    ranges = [line.split()[0].split("-") for line in maps if line.endswith(str(tmp_path / "model.safetensors"))]
+    assert ranges
+    for name, parameter in live.model.named_parameters():
+        assert any(int(start, 16) <= parameter.data_ptr() < int(end, 16) for start, end in ranges), name

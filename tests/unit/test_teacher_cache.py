@@ -43,7 +43,7 @@ def fill(folder: Path, model: Any, tokens: Tokens, made_of: Contents, pad: int) 
 
 
 def read(folder: Path, model: Any, tokens: Tokens, made_of: Contents, temperature: float | None = 2.0) -> CachedTeacher:
-    return CachedTeacher(folder, made_of, tokens, model.config, CPU, temperature, LAST)
+    return CachedTeacher(folder, made_of, tokens, model.config.to_dict(), CPU, temperature, LAST)
 
 
 def score(
