@@ -212,6 +212,18 @@ def test_teacher_and_shared_encoder_have_no_dropout_in_training(family: str, tok
     assert not any(parameter.requires_grad for parameter in frozen.parameters())
 
 
+def test_no_gradient_flows_through_the_teacher(tokenizer: Any) -> None:
+    """Not even from an encoder's output that would take one."""
+    batch, teacher = make_batch(), make_model("bart", tokenizer)
+    encoded = torch.randn(2, 9, 16, requires_grad=True)
+    start = teacher.prepare_decoder_input_ids_from_labels(labels=batch["labels"])
+    counted = batch["labels"] != IGNORED
+    live = Teacher(teacher, Distillation(((0, 1),), (), True))
+    signal = live.signal(Request([0, 1], batch["input_ids"], batch["attention_mask"], start, counted, encoded))
+    for tensor in (signal.hidden_ND, signal.weight_VD, *signal.decoder_states):
+        assert not tensor.requires_grad
+
+
 def test_the_first_target_counts_where_the_start_token_is_the_pad_token(tokenizer: Any) -> None:
     """The original masked by decoder_input_ids != pad and so dropped it for T5, Marian and Pegasus."""
     student, teacher = make_pair("t5", tokenizer)
