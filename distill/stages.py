@@ -87,12 +87,17 @@ def cache_shard(folder: Path, shard: int, shards: int) -> tuple[Path, Path]:
     return stem.with_suffix(".bin"), stem.with_suffix(".json")
 
 
+def shards_done(run: Run, member: Member) -> tuple[int, int]:
+    """(whole shards, all shards) of a teacher's cache."""
+    cache = run.recipe.teachers[member.name].cache
+    shards = cache.shards if cache else 0
+    return sum(cache_shard(member.cache, shard, shards)[1].exists() for shard in range(shards)), shards
+
+
 def cache_is_complete(run: Run, member: Member) -> bool:
     """True where every shard of a teacher's cache is whole."""
-    cache = run.recipe.teachers[member.name].cache
-    return cache is not None and all(
-        cache_shard(member.cache, shard, cache.shards)[1].exists() for shard in range(cache.shards)
-    )
+    done, shards = shards_done(run, member)
+    return done == shards > 0
 
 
 def benchmark_is_current(run: Run) -> bool:

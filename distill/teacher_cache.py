@@ -7,14 +7,16 @@ its job was killed, and appears under its final name, beside a manifest, when it
 Shapes: N target tokens, D dimensions, K largest logits.
 """
 
+import fcntl
 import hashlib
 import itertools
 import json
 import logging
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import torch
@@ -25,7 +27,7 @@ from distill.batching import Tokens, collate, padded_tokens
 from distill.distillation import Distillation
 from distill.errors import InputError
 from distill.families import shape_of
-from distill.files import PARTIAL, atomic_file, fsync, read_json, sha256_file, write_json
+from distill.files import PARTIAL, atomic_file, read_json, sha256_file, write_json
 from distill.forward import decoder_inputs
 from distill.head import chunk_tokens, chunks, logits_bias, output_scale
 from distill.losses import IGNORED
@@ -136,29 +138,31 @@ class CacheWriter:
         for leftover in self.folder.glob(f"{final.name}.*{PARTIAL}"):
             if leftover != growing:  # of other contents
                 leftover.unlink()
-        self._grow(growing, self._batches(shard_order(self.tokens, shard, self.made_of.shards)))
-        fsync(growing)
-        growing.replace(final)
-        size = final.stat().st_size
-        write_json(manifest, {"contents": asdict(self.made_of), "bytes": size, "sha256": sha256_file(final)})
+        with growing.open("a+b") as file:
+            _lock(file, growing)
+            if manifest.exists():  # another process was faster
+                growing.unlink(missing_ok=True)
+                return
+            self._grow(file, self._batches(shard_order(self.tokens, shard, self.made_of.shards)))
+            os.fsync(file.fileno())
+            growing.replace(final)
+            size = final.stat().st_size
+            write_json(manifest, {"contents": asdict(self.made_of), "bytes": size, "sha256": sha256_file(final)})
         log.info("%s: %d target tokens, %.1f MB", final, size // self._row.itemsize, size / 1e6)
 
-    def _grow(self, path: Path, batches: list[list[int]]) -> None:
-        done, size = 0, 0
-        on_disk = path.stat().st_size if path.exists() else 0
+    def _grow(self, file: BinaryIO, batches: list[list[int]]) -> None:
+        done, size, on_disk = 0, 0, os.fstat(file.fileno()).st_size
         for batch in batches:  # cut back to the last whole batch
             after = size + self._row.itemsize * sum(len(self.tokens.target[i]) for i in batch)
             if after > on_disk:
                 break
             done, size = done + 1, after
+        file.truncate(size)
         frozen = FrozenTeacher(self.model, self._last_layer())
-        with path.open("r+b" if path.exists() else "wb") as file:
-            file.truncate(size)
-            file.seek(size)
-            for number, batch in enumerate(batches[done:], start=done + 1):
-                file.write(self._rows(frozen, batch).tobytes())
-                file.flush()
-                log.info("batch %d of %d", number, len(batches))
+        for number, batch in enumerate(batches[done:], start=done + 1):
+            file.write(self._rows(frozen, batch).tobytes())
+            file.flush()
+            log.info("batch %d of %d", number, len(batches))
 
     def _rows(self, frozen: FrozenTeacher, batch: list[int]) -> np.ndarray[Any, Any]:
         collated = collate(self.tokens, batch, self.pad, self.device)
@@ -219,6 +223,16 @@ class CacheWriter:
         """Names a growing file by what it holds, so that rows of other contents or batches are never continued."""
         settings = json.dumps([asdict(self.made_of), self.batch_tokens])
         return hashlib.sha256(settings.encode()).hexdigest()[:12]
+
+
+def _lock(file: BinaryIO, path: Path) -> None:
+    """One process fills a shard; the lock ends with the process, however it ends."""
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise InputError(
+            f"{path} is being filled by another process. Wait for it, or give this one another --shard."
+        ) from None
 
 
 def _to_numpy(tensor: torch.Tensor) -> np.ndarray[Any, Any]:

@@ -1,7 +1,7 @@
 """deepspeed --module jobs.train RECIPE --student NAME [key=value ...]     (or torchrun, srun, python -m)
 
-Fine-tune a student (or --teacher NAME: a teacher of the recipe's own) with DeepSpeed, from its initial weights or the
-newest complete checkpoint; leaves best/ and final/.
+Train a student against its objective (or --teacher NAME: a teacher of the recipe's own) with DeepSpeed, from its initial
+weights or the newest complete checkpoint; leaves best/ and final/.
 """
 
 import logging

@@ -9,25 +9,26 @@ from rich.table import Table
 
 from distill.files import read_json, read_jsonl
 from distill.run import Run
-from distill.stages import Stage, stages
+from distill.stages import Stage, shards_done, stages
 from launch.state import stage_state
 
 
 @dataclass(frozen=True)
 class Progress:
-    """Of a training stage; empty for the others."""
+    """Of a training stage in steps, of a cache in shards; empty for the others."""
 
     step: int | None = None
     steps: int | None = None
     tokens_per_second: float | None = None
     seconds_left: float | None = None
+    unit: str = "step"
 
     def text(self) -> str:
-        parts = [self.done(), self.speed(), self.left() and f"{self.left()} left"]
+        parts = [self.done() and f"{self.unit} {self.done()}", self.speed(), self.left() and f"{self.left()} left"]
         return "  ".join(part for part in parts if part)
 
     def done(self) -> str:
-        return "" if self.step is None else f"step {self.step}/{self.steps or '?'}"
+        return "" if self.step is None else f"{self.step}/{self.steps or '?'}"
 
     def speed(self) -> str:
         return "" if self.tokens_per_second is None else f"{self.tokens_per_second:,.0f} tokens/s"
@@ -37,7 +38,10 @@ class Progress:
 
 
 def progress(run: Run, stage: Stage) -> Progress:
-    """Read from metrics.jsonl."""
+    """Read from metrics.jsonl, or counted in files."""
+    if stage.job == "cache" and stage.member is not None:
+        done, shards = shards_done(run, stage.member)
+        return Progress(done, shards, unit="shard")
     if stage.job != "train" or stage.member is None:
         return Progress()
     rows = read_jsonl(stage.member.metrics)
@@ -64,5 +68,5 @@ def table(run: Run) -> Table:
         state = stage_state(known, stage.name, stage.is_complete())
         far = progress(run, stage)
         left = far.left() if state == "running" else ""
-        shown.add_row(stage.name, state, far.done().removeprefix("step "), far.speed().removesuffix(" tokens/s"), left)
+        shown.add_row(stage.name, state, far.done(), far.speed().removesuffix(" tokens/s"), left)
     return shown

@@ -146,6 +146,26 @@ def test_a_killed_shard_continues_at_its_last_whole_batch(keep: str, tokenizer: 
     assert not list((tmp_path / "cut").glob("*.partial"))
 
 
+def test_two_processes_on_one_shard_do_no_harm(tokenizer: Any, tmp_path: Path) -> None:
+    model, tokens, pad = make_model("bart", tokenizer), make_tokens(tokenizer), tokenizer.pad_token_id
+    made_of = make_contents(shards=1)
+    fill(tmp_path / "whole", model, tokens, made_of, pad)
+
+    class Second(CacheWriter):
+        def _rows(self, frozen: Any, batch: list[int]) -> Any:
+            with pytest.raises(InputError, match="is being filled by another process"):
+                make_writer(tmp_path / "two", model, tokens, made_of, pad).write(0)
+            return super()._rows(frozen, batch)
+
+    Second(**vars(make_writer(tmp_path / "two", model, tokens, made_of, pad))).write(0)
+    files = [next((tmp_path / name).glob("*.bin")).read_bytes() for name in ("whole", "two")]
+    assert files[0] == files[1] and sorted(p.suffix for p in (tmp_path / "two").iterdir()) == [
+        ".bin",
+        ".json",
+        ".safetensors",
+    ]
+
+
 def test_what_cannot_be_right_is_refused(tokenizer: Any, tmp_path: Path) -> None:
     model, tokens, pad = make_model("bart", tokenizer), make_tokens(tokenizer), tokenizer.pad_token_id
     made_of = make_contents("top_k")
