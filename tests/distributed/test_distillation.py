@@ -98,7 +98,12 @@ class Trained:
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
     folder = tmp_path_factory.mktemp("trained")
-    held = {size: run_distributed(train_all, size, str(folder), MATRIX | SHARED | OTHERS) for size in (1, 2)}
+    alone = MATRIX | {name: case for name, case in (SHARED | OTHERS).items() if name in ("apart", "few", "shared-3-3")}
+    held = {
+        1: run_distributed(train_all, 1, str(folder), alone),
+        2: run_distributed(train_all, 2, str(folder), MATRIX | SHARED | OTHERS),
+        4: run_distributed(train_all, 4, str(folder), {"3-3": MATRIX["3-3"]}),
+    }
     run_distributed(train_all, 1, str(folder), {name: FAMILIES[name] for name in FAMILIES if name.endswith("2")})
     run_distributed(train_all, 2, str(folder), FAMILIES)
     return Trained(folder, held)
@@ -115,12 +120,13 @@ def test_the_same_losses_at_every_pair_of_stages(trained: Trained, name: str, wo
             torch.testing.assert_close(value, reference[key], rtol=1e-3, atol=2e-5, msg=key)
 
 
-@pytest.mark.parametrize("world_size", [1, 2])
-@pytest.mark.parametrize("name", SHARED)
-def test_a_shared_encoder_gives_the_losses_of_two(trained: Trained, name: str, world_size: int) -> None:
-    assert losses(trained.folder / f"{world_size}-{name}") == pytest.approx(
-        losses(trained.folder / "1-apart"), rel=1e-5
-    )
+def test_four_processes(trained: Trained) -> None:
+    assert losses(trained.folder / "4-3-3") == pytest.approx(losses(trained.folder / "1-0-0"), rel=1e-5)
+
+
+@pytest.mark.parametrize("name", ["1-shared-3-3", *(f"2-{name}" for name in SHARED)])
+def test_a_shared_encoder_gives_the_losses_of_two(trained: Trained, name: str) -> None:
+    assert losses(trained.folder / name) == pytest.approx(losses(trained.folder / "1-apart"), rel=1e-5)
 
 
 @pytest.mark.parametrize("name", ["accumulated", "offloaded", "few"])
@@ -140,7 +146,7 @@ def test_families(trained: Trained, name: str) -> None:
     assert losses(trained.folder / f"2-{name}") == pytest.approx(losses(trained.folder / f"1-{one}"), rel=1e-5)
 
 
-def test_a_sharded_teacher_weighs_half_on_two_ranks(trained: Trained) -> None:
+def test_a_sharded_teacher_weighs_its_share_on_every_rank(trained: Trained) -> None:
     """Its matrices do; vectors (biases and norms) stay whole on every rank."""
     whole = make_model("bart", make_parts()[1])
     matrices = sum(4 * p.numel() for p in whole.parameters() if p.dim() > 1)
@@ -150,6 +156,8 @@ def test_a_sharded_teacher_weighs_half_on_two_ranks(trained: Trained) -> None:
         assert held["2-3"] == pytest.approx(matrices / 2 + 1.5 * vectors, rel=1e-2)
         assert held["bf16"] == pytest.approx(held["2-3"] / 2, rel=1e-2)
         assert held["shared-2-3"] < held["2-3"], "its encoder is the student's"
+    for held in trained.held[4]:
+        assert held["3-3"] == pytest.approx(matrices / 4 + 1.25 * vectors, rel=1e-2)
 
 
 def test_every_term_is_recorded(trained: Trained) -> None:
