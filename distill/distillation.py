@@ -139,6 +139,4 @@ def _obstacle(student: Student, settings: Teacher, teacher: Shape, encoder_layer
         return f"the student has {len(encoder_layers)} of the teacher's {teacher.encoder_layers} encoder layers"
     if settings.precision not in (None, student.train.precision):
         return f"the student computes in {student.train.precision}, the teacher in {settings.precision}"
-    if settings.cache:
-        return "the teacher is read from a cache and does not run at all"
     return None

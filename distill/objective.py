@@ -35,11 +35,19 @@ class Request:
     """The examples' numbers in the training split."""
     input_ids_BS: torch.Tensor
     mask_BS: torch.Tensor
-    decoder_input_ids_BT: torch.Tensor
-    counted_BT: torch.Tensor
-    """True for the target tokens that count: those that the signal covers."""
+    labels_BT: torch.Tensor
     encoded_BSD: torch.Tensor | None
     """The output of the shared encoder; None where the teacher runs its own."""
+
+    @property
+    def counted_BT(self) -> torch.Tensor:  # noqa: N802
+        """True for the target tokens that count: those that the signal covers."""
+        return self.labels_BT != IGNORED
+
+    @property
+    def counted_source_BS(self) -> torch.Tensor:  # noqa: N802
+        """True for the source tokens that count: no padding, and none of an example without labels."""
+        return self.mask_BS.bool() & self.counted_BT.any(dim=1, keepdim=True)
 
 
 class TeacherSource(Protocol):
@@ -94,25 +102,17 @@ class ScoredStudent(nn.Module):
 
         Both are this micro-batch's part of a mean over the step's tokens: they add up over micro-batches and ranks.
         """
-        counted_BT = labels != IGNORED
-        decoder_input_ids_BT = decoder_inputs(self.student, labels)
         encoded = encode(self.student, input_ids, attention_mask, [own for own, _ in self.pairs.encoder_pairs])
-        signal = None
-        if teacher is not None:
-            shared = encoded.last if self.pairs.shares_encoder else None
-            request = Request(examples, input_ids, attention_mask, decoder_input_ids_BT, counted_BT, shared)
-            signal = teacher.signal(request)
-        decoded = decode(
-            self.student,
-            decoder_input_ids_BT,
-            encoded.last,
-            attention_mask,
-            [own for own, _ in self.pairs.decoder_pairs],
-        )
+        shared = encoded.last if self.pairs.shares_encoder else None
+        request = Request(examples, input_ids, attention_mask, labels, shared)
+        signal = teacher.signal(request) if teacher is not None else None
+        decoder_layers = [own for own, _ in self.pairs.decoder_pairs]
+        decoder_input_ids_BT = decoder_inputs(self.student, labels)
+        decoded = decode(self.student, decoder_input_ids_BT, encoded.last, attention_mask, decoder_layers)
+        counted_BT = request.counted_BT
         loss, terms_L = self._score_tokens(decoded.last[counted_BT], labels[counted_BT], signal, counts)
         if signal and self.objective.hidden:
-            mask_BS = attention_mask.bool() & counted_BT.any(dim=1, keepdim=True)
-            hidden = self._score_states(decoded, counted_BT, encoded, mask_BS, signal, counts)
+            hidden = self._score_states(decoded, encoded, request, signal, counts)
             loss = loss + self.objective.hidden.weight * torch.stack(hidden).sum()
             terms_L = torch.cat([terms_L, torch.stack(hidden).detach()])
         return loss, terms_L
@@ -137,23 +137,17 @@ class ScoredStudent(nn.Module):
         return loss, terms_L
 
     def _score_states(
-        self,
-        decoded: States,
-        counted_BT: torch.Tensor,
-        encoded: States,
-        mask_BS: torch.Tensor,
-        signal: Signal,
-        counts: Counts,
+        self, decoded: States, encoded: States, request: Request, signal: Signal, counts: Counts
     ) -> list[torch.Tensor]:
         """Distances of the hidden states, summed over the layers, each a mean over the tokens of its side."""
         assert self.objective.hidden is not None
         sides = []
         if self.pairs.decoder_pairs:
-            own = [state[counted_BT] for state in decoded.layers]
+            own = [state[request.counted_BT] for state in decoded.layers]
             total = _distance(own, signal.decoder_states, self.decoder_projections, self.objective.hidden)
             sides.append(total / counts.target_tokens)
         if self.pairs.encoder_pairs:
-            own = [state[mask_BS] for state in encoded.layers]
+            own = [state[request.counted_source_BS] for state in encoded.layers]
             total = _distance(own, signal.encoder_states, self.encoder_projections, self.objective.hidden)
             sides.append(total / counts.source_tokens)
         return sides

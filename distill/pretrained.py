@@ -1,5 +1,6 @@
 """Load a model and its tokenizer from a folder or a hub name, or build them from scratch."""
 
+import hashlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,8 @@ from transformers import (
 
 from distill.errors import InputError
 from distill.families import shape_of
-from distill.preflight import check_folder, looks_like_folder
+from distill.files import sha256_file
+from distill.preflight import WEIGHT_FILES, check_folder, looks_like_folder
 from distill.recipe import Architecture, Generation, Tokenizer
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -45,6 +47,18 @@ def load_config(source: str | Path) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         raise InputError(_unreachable(source, error)) from error
     return config
+
+
+def fingerprint(source: str | Path) -> str:
+    """Hash of the weights in a folder; name and revision of a hub model."""
+    folder = Path(source)
+    if not folder.is_dir():
+        return f"{source}@{AutoConfig.from_pretrained(source)._commit_hash}"
+    digest = hashlib.sha256()
+    for file in sorted(folder.iterdir()):
+        if file.name in WEIGHT_FILES or file.suffix in (".safetensors", ".bin"):
+            digest.update(file.name.encode() + sha256_file(file).encode())
+    return digest.hexdigest()
 
 
 def load_tokenizer(source: str | Path) -> Any:

@@ -1,9 +1,7 @@
 """A student beside its teacher: what the trainer drives, put together from a run."""
 
 import dataclasses
-import hashlib
 import logging
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,8 +15,7 @@ from distill.errors import InputError
 from distill.families import Shape, shape_of
 from distill.files import sha256_file
 from distill.objective import ScoredStudent, TeacherSource
-from distill.preflight import WEIGHT_FILES
-from distill.pretrained import DTYPES, check_same_tokenizer, load_config, load_model, load_tokenizer
+from distill.pretrained import DTYPES, check_same_tokenizer, fingerprint, load_config, load_model, load_tokenizer
 from distill.recipe import Objective, Student, Teacher, Train
 from distill.run import Member, Run
 from distill.teacher_cache import CachedTeacher, Contents, contents, hash_tokens
@@ -60,7 +57,7 @@ def cache_contents(run: Run, teacher: str, tokens: Tokens) -> Contents:
     identity = {
         "corpus": sha256_file(run.split("train")),
         "tokens": hash_tokens(tokens),
-        "teacher": _identity(run.weights(run.member("teachers", teacher))),
+        "teacher": fingerprint(run.weights(run.member("teachers", teacher))),
     }
     temperatures = [s.objective.kl.temperature for s in students if s.objective.kl]
     return contents(settings.cache, temperatures, settings.precision or "fp32", identity)
@@ -99,15 +96,3 @@ def _shape(source: str) -> Shape:
 def _same_weights(one: torch.nn.Module, other: torch.nn.Module) -> bool:
     mine, theirs = one.state_dict(), other.state_dict()
     return mine.keys() == theirs.keys() and all(torch.equal(mine[key], theirs[key]) for key in mine)
-
-
-def _identity(weights: str) -> str:
-    """Hash of a folder's weights; name and revision of a hub model."""
-    folder = Path(weights)
-    if not folder.is_dir():
-        return f"{weights}@{load_config(weights).get('_commit_hash')}"
-    digest = hashlib.sha256()
-    for file in sorted(folder.iterdir()):
-        if file.name in WEIGHT_FILES or file.suffix == ".safetensors":
-            digest.update(file.name.encode() + sha256_file(file).encode())
-    return digest.hexdigest()

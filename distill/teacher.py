@@ -10,7 +10,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from distill.distillation import Distillation
-from distill.forward import decode, encode
+from distill.forward import decode, decoder_inputs, encode
 from distill.head import output_scale
 from distill.objective import Request
 
@@ -46,10 +46,10 @@ class FrozenTeacher(nn.Module):
         encoder_states: list[torch.Tensor] = []
         if request.encoded_BSD is None:
             encoded = encode(self.model, request.input_ids_BS, request.mask_BS, encoder_layers)
-            counted_BS = request.mask_BS.bool() & request.counted_BT.any(dim=1, keepdim=True)
-            encoded_BSD, encoder_states = encoded.last, [state[counted_BS] for state in encoded.layers]
+            encoded_BSD, encoder_states = encoded.last, [state[request.counted_source_BS] for state in encoded.layers]
         else:
             encoded_BSD = request.encoded_BSD.to(self.model.dtype)
-        decoded = decode(self.model, request.decoder_input_ids_BT, encoded_BSD, request.mask_BS, decoder_layers)
+        decoder_input_ids_BT = decoder_inputs(self.model, request.labels_BT)  # its own start token
+        decoded = decode(self.model, decoder_input_ids_BT, encoded_BSD, request.mask_BS, decoder_layers)
         hidden_ND = decoded.last[request.counted_BT] * self.scale
         return Heard(hidden_ND, [state[request.counted_BT] for state in decoded.layers], encoder_states)

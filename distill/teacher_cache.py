@@ -28,9 +28,7 @@ from distill.distillation import Distillation
 from distill.errors import InputError
 from distill.families import shape_of
 from distill.files import PARTIAL, atomic_file, read_json, sha256_file, write_json
-from distill.forward import decoder_inputs
 from distill.head import chunk_tokens, chunks, logits_bias, output_scale
-from distill.losses import IGNORED
 from distill.objective import Request
 from distill.recipe import Cache
 from distill.signal import HiddenSignal, Signal, TopKSignal, top_k
@@ -166,14 +164,7 @@ class CacheWriter:
 
     def _rows(self, frozen: FrozenTeacher, batch: list[int]) -> np.ndarray[Any, Any]:
         collated = collate(self.tokens, batch, self.pad, self.device)
-        request = Request(
-            examples=batch,
-            input_ids_BS=collated["input_ids"],
-            mask_BS=collated["attention_mask"],
-            decoder_input_ids_BT=decoder_inputs(self.model, collated["labels"]),
-            counted_BT=collated["labels"] != IGNORED,
-            encoded_BSD=None,
-        )
+        request = Request(batch, collated["input_ids"], collated["attention_mask"], collated["labels"], None)
         heard = frozen(request)
         rows = np.empty(heard.hidden_ND.shape[0], dtype=self._row)
         if self.made_of.keep == "hidden":

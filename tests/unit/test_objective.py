@@ -216,12 +216,23 @@ def test_no_gradient_flows_through_the_teacher(tokenizer: Any) -> None:
     """Not even from an encoder's output that would take one."""
     batch, teacher = make_batch(), make_model("bart", tokenizer)
     encoded = torch.randn(2, 9, 16, requires_grad=True)
-    start = teacher.prepare_decoder_input_ids_from_labels(labels=batch["labels"])
-    counted = batch["labels"] != IGNORED
     live = Teacher(teacher, Distillation(((0, 1),), (), True))
-    signal = live.signal(Request([0, 1], batch["input_ids"], batch["attention_mask"], start, counted, encoded))
+    signal = live.signal(Request([0, 1], batch["input_ids"], batch["attention_mask"], batch["labels"], encoded))
     for tensor in (signal.hidden_ND, signal.weight_VD, *signal.decoder_states):
         assert not tensor.requires_grad
+
+
+def test_a_teacher_begins_with_its_own_start_token(tokenizer: Any) -> None:
+    """A student of another family or config may begin with another."""
+    student, teacher = make_pair("bart", tokenizer)
+    read: list[torch.Tensor] = []
+    teacher.get_decoder().register_forward_pre_hook(
+        lambda module, args, kwargs: read.append(kwargs["input_ids"]), with_kwargs=True
+    )
+    teacher.config.decoder_start_token_id = 7
+    scored = ScoredStudent(student, Objective.model_validate(ALL), 0.0, PAIRS)
+    scored(**make_batch(), counts=COUNTS, teacher=Teacher(teacher, PAIRS))
+    assert read[0][:, 0].tolist() == [7, 7] and student.config.decoder_start_token_id != 7
 
 
 def test_the_first_target_counts_where_the_start_token_is_the_pad_token(tokenizer: Any) -> None:
