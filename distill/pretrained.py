@@ -18,6 +18,7 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerFast,
 )
+from transformers.utils.hub import cached_file, extract_commit_hash
 
 from distill.errors import InputError
 from distill.families import shape_of
@@ -53,7 +54,7 @@ def fingerprint(source: str | Path) -> str:
     """Hash of the weights in a folder; name and revision of a hub model."""
     folder = Path(source)
     if not folder.is_dir():
-        return f"{source}@{AutoConfig.from_pretrained(source)._commit_hash}"
+        return f"{source}@{extract_commit_hash(cached_file(source, 'config.json'), None)}"
     digest = hashlib.sha256()
     for file in sorted(folder.iterdir()):
         if file.name in WEIGHT_FILES or file.suffix in (".safetensors", ".bin"):

@@ -1,7 +1,10 @@
 """A student put beside its teacher from a run: what is shared, and what is refused."""
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +27,7 @@ from distill.teacher_cache import CacheWriter
 from jobs.prepare import prepare
 from jobs.shrink import shrink_teacher
 from jobs.start import Arguments
-from tests.conftest import make_model, make_rows, write_corpus
+from tests.conftest import ROOT, make_model, make_rows, write_corpus
 
 CPU = torch.device("cpu")
 
@@ -137,3 +140,16 @@ def test_a_cache_of_other_documents_or_weights_is_refused(tokenizer: Any, tmp_pa
     prepare(Arguments(run, None, "test", None))
     with pytest.raises(InputError, match="documents have changed.*Delete .*cache and run jobs.cache again"):
         put_together(run, member)
+
+
+def test_a_hub_model_is_known_by_its_revision(tokenizer: Any, tmp_path: Path) -> None:
+    """Read from a local cache as the hub's library lays it out."""
+    revision = "0123456789abcdef0123456789abcdef01234567"
+    repository = tmp_path / "models--some--teacher"
+    save_model(make_model("bart", tokenizer), tokenizer, repository / "snapshots" / revision)
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text(revision)
+    environment = os.environ | {"HF_HUB_CACHE": str(tmp_path), "HF_HUB_OFFLINE": "1"}
+    code = "from distill.pretrained import fingerprint; print(fingerprint('some/teacher'))"
+    result = subprocess.run([sys.executable, "-c", code], env=environment, cwd=ROOT, capture_output=True, text=True)
+    assert result.stdout.strip() == f"some/teacher@{revision}", result.stderr
