@@ -129,6 +129,11 @@ class LiveTeacher:
         if self._sharded:
             deepspeed.init_distributed(auto_mpi_discovery=False, verbose=False)
             config = teacher_config(settings, str(model.dtype).removeprefix("torch."), model.config.d_model)
+            # One parameter after the other goes to the device and is cut there; `initialize` alone would first put the
+            # whole teacher on every device.
+            deepspeed.zero.Init(module=frozen, config_dict_or_path=config, dtype=model.dtype)
+            for buffer in frozen.buffers():
+                buffer.data = buffer.data.to(world.device)
             self._forward, *_ = deepspeed.initialize(model=frozen, config=config)
         else:
             self._forward = frozen.to(world.device)
@@ -149,7 +154,7 @@ class LiveTeacher:
         if not self._sharded:
             return parameter.detach()
         with deepspeed.zero.GatheredParameters([parameter]):
-            return parameter.detach().clone()  # outlives the gathering: forward and backward of the head read it
+            return parameter.detach().clone()  # outlives the gathering: the head reads it later
 
 
 def _parameter_groups(module: torch.nn.Module, weight_decay: float) -> list[dict[str, Any]]:

@@ -4,6 +4,7 @@ The published tables of "Pre-trained Summarization Distillation" (Shleifer & Rus
 depths outside them are spaced evenly with the first and the last layer kept.
 """
 
+import math
 from collections.abc import Sequence
 
 from distill.errors import InputError
@@ -84,7 +85,8 @@ def layers_that_supervise(teacher_depth: int, student_depth: int, given: Sequenc
     """
     if given is None:
         published = PUBLISHED_SUPERVISION.get(teacher_depth, {}).get(student_depth)
-        return list(published or (round((i + 1) * teacher_depth / student_depth) - 1 for i in range(student_depth)))
+        ends = (math.ceil((i + 1) * teacher_depth / student_depth) - 1 for i in range(student_depth))
+        return list(published or ends)
     layers = list(given)
     wrong = [layer for layer in layers if not 0 <= layer < teacher_depth]
     if wrong:

@@ -102,6 +102,7 @@ class ScoredStudent(nn.Module):
 
         Both are this micro-batch's part of a mean over the step's tokens: they add up over micro-batches and ranks.
         """
+        assert (teacher is not None) == self.objective.needs_teacher
         encoded = encode(self.student, input_ids, attention_mask, [own for own, _ in self.pairs.encoder_pairs])
         shared = encoded.last if self.pairs.shares_encoder else None
         request = Request(examples, input_ids, attention_mask, labels, shared)

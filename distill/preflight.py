@@ -62,6 +62,16 @@ def check_student(recipe: Recipe, name: str, teacher: Shape, base: Shape) -> Non
     check_limits(recipe, base, f"student {name}")
     student_layers(recipe, name, base)
     distillation(recipe, name, teacher, base)
+    longest = [
+        min(shape.positions or DEFAULT_MAX_SOURCE_TOKENS, DEFAULT_MAX_SOURCE_TOKENS) for shape in (teacher, base)
+    ]
+    both = recipe.students[name].objective.needs_teacher
+    if both and recipe.corpus.max_source_tokens is None and longest[0] < longest[1]:
+        raise InputError(
+            f"corpus.max_source_tokens: not given, but student {name} reads up to {longest[1]} tokens and its teacher "
+            f"{recipe.students[name].teacher} up to {longest[0]}. Expected documents that both read; "
+            f"set it to at most {longest[0]}."
+        )
 
 
 def base_shape(recipe: Recipe, name: str, teacher: Shape | None) -> Shape | None:

@@ -91,7 +91,8 @@ def shards_done(run: Run, member: Member) -> tuple[int, int]:
     """(whole shards, all shards) of a teacher's cache."""
     cache = run.recipe.teachers[member.name].cache
     shards = cache.shards if cache else 0
-    return sum(cache_shard(member.cache, shard, shards)[1].exists() for shard in range(shards)), shards
+    manifests = [cache_shard(member.cache, shard, shards)[1] for shard in range(shards)]
+    return sum(manifest.exists() for manifest in manifests), shards
 
 
 def cache_is_complete(run: Run, member: Member) -> bool:

@@ -28,13 +28,20 @@ def shrink(
     record = {"teacher": name, "encoder_layers": encoder_layers, "decoder_layers": decoder_layers}
     setattr(config, RECORD, record)
     student: PreTrainedModel = AutoModelForSeq2SeqLM.from_config(config, dtype=teacher.dtype)
+    tied = _head_is_tied(teacher)
+    if not tied and _head_is_tied(student):
+        # transformers ties every T5 that is built from a config, and unties those that are loaded with another head.
+        head = student.get_output_embeddings()
+        head.weight = torch.nn.Parameter(torch.empty_like(head.weight))
     source = teacher.state_dict()
     weights = {}
     for key in student.state_dict():
         copied_from = teacher_key(family, key, encoder_layers, decoder_layers)
         weights[key] = source[copied_from if copied_from in source else first_layer_key(family, copied_from)]
     student.load_state_dict(weights)
-    student.tie_weights()
+    if tied:
+        student.tie_weights()
+    assert all(torch.equal(value, weights[key]) for key, value in student.state_dict().items())
     student.generation_config = copy.deepcopy(teacher.generation_config)
     student.eval()
     return student
@@ -77,6 +84,10 @@ def save_model(model: PreTrainedModel, tokenizer: Any, folder: Path, weights: di
     readable = (folder / "config.json").stat().st_mode
     for file in folder.glob("*.safetensors"):  # written for their owner only, whatever the umask says
         file.chmod(readable)
+
+
+def _head_is_tied(model: PreTrainedModel) -> bool:
+    return model.get_output_embeddings().weight is model.get_input_embeddings().weight
 
 
 def _inside_layer(model: PreTrainedModel, name: str) -> bool:

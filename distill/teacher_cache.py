@@ -16,7 +16,7 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import IO, Any, BinaryIO
 
 import numpy as np
 import torch
@@ -133,19 +133,21 @@ class CacheWriter:
         if self.made_of.keep == "hidden":
             self._write_head()
         growing = final.with_name(f"{final.name}.{self._attempt()}{PARTIAL}")
-        for leftover in self.folder.glob(f"{final.name}.*{PARTIAL}"):
-            if leftover != growing:  # of other contents
-                leftover.unlink()
-        with growing.open("a+b") as file:
-            _lock(file, growing)
+        lock = final.with_suffix(".lock")
+        with lock.open("w") as locked, growing.open("a+b") as file:
+            _lock(locked, final)
             if manifest.exists():  # another process was faster
-                growing.unlink(missing_ok=True)
+                growing.unlink()
                 return
+            for leftover in self.folder.glob(f"{final.name}.*{PARTIAL}"):
+                if leftover != growing:  # of other contents
+                    leftover.unlink()
             self._grow(file, self._batches(shard_order(self.tokens, shard, self.made_of.shards)))
             os.fsync(file.fileno())
             growing.replace(final)
             size = final.stat().st_size
             write_json(manifest, {"contents": asdict(self.made_of), "bytes": size, "sha256": sha256_file(final)})
+            lock.unlink()  # whoever waits for it finds the manifest
         log.info("%s: %d target tokens, %.1f MB", final, size // self._row.itemsize, size / 1e6)
 
     def _grow(self, file: BinaryIO, batches: list[list[int]]) -> None:
@@ -180,7 +182,7 @@ class CacheWriter:
         for part in chunks(len(rows), chunk_tokens(weight.shape[0])):
             logits = hidden_ND[part] @ weight.T
             logits = logits if bias is None else logits + bias
-            for column, temperature in enumerate(self.made_of.temperatures):
+            for column, temperature in enumerate(self.made_of.temperatures):  # the k largest are the same for all
                 ids, values, tail = top_k(logits, self.made_of.k, temperature)
                 rows["ids"][part], rows["logits"][part] = ids.cpu().numpy(), values.cpu().numpy()
                 rows["log_tail"][part, column] = tail.cpu().numpy()
@@ -216,7 +218,7 @@ class CacheWriter:
         return hashlib.sha256(settings.encode()).hexdigest()[:12]
 
 
-def _lock(file: BinaryIO, path: Path) -> None:
+def _lock(file: IO[Any], path: Path) -> None:
     """One process fills a shard; the lock ends with the process, however it ends."""
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -251,10 +253,13 @@ class CachedTeacher:
         made_of = _check(folder, made_of, temperature)
         self._made_of, self._device, self._temperature, self._pairs = made_of, device, temperature, pairs
         self._row = _row_type(made_of, config["d_model"])
-        self._shards, self._place = [], {}
+        self._shards: list[np.ndarray[Any, Any]] = []
+        self._place: dict[int, tuple[int, int, int]] = {}
         for shard in range(made_of.shards):
             path, _ = cache_shard(folder, shard, made_of.shards)
-            self._shards.append(np.memmap(path, dtype=self._row, mode="r"))
+            # A shard without examples is an empty file, which cannot be mapped.
+            rows = np.memmap(path, dtype=self._row, mode="r") if path.stat().st_size else np.empty(0, dtype=self._row)
+            self._shards.append(rows)
             for example, start, end in _places(tokens, shard_order(tokens, shard, made_of.shards)):
                 self._place[example] = (shard, start, end)
         self._head: dict[str, torch.Tensor] = {}
@@ -304,7 +309,7 @@ def _places(tokens: Tokens, order: list[int]) -> Iterator[tuple[int, int, int]]:
 
 def _check(folder: Path, wanted: Contents, temperature: float | None) -> Contents:
     """The contents that the cache says it has; InputError with the reason where it cannot be right."""
-    stored = wanted
+    first: Contents | None = None
     for shard in range(wanted.shards):
         path, manifest = cache_shard(folder, shard, wanted.shards)
         if not manifest.exists() or not path.exists():
@@ -314,18 +319,27 @@ def _check(folder: Path, wanted: Contents, temperature: float | None) -> Content
         found = read_json(manifest)
         stored = Contents(**found["contents"])
         _check_contents(path, stored, wanted, temperature)
+        first = first or stored
+        if stored != first:
+            raise InputError(
+                f"{path} was made for the temperatures {stored.temperatures}, the first shard for {first.temperatures}. "
+                f"Expected one set; delete {folder} and run jobs.cache again."
+            )
         if path.stat().st_size != found["bytes"]:
             raise InputError(
                 f"{path} is damaged: it has {path.stat().st_size} bytes, expected {found['bytes']}. "
                 f"Delete {path} and {manifest}, and run jobs.cache again."
             )
-    return stored
+    if wanted.keep == "hidden" and not (folder / HEAD).exists():
+        raise InputError(f"{folder} has no {HEAD}; delete {folder} and run jobs.cache again.")
+    assert first is not None
+    return first
 
 
 REASONS = {
-    "corpus": "the training documents have changed",
+    "corpus": "the training documents have changed since it was made",
     "tokens": "the documents are cut into other tokens (another tokenizer, or other limits)",
-    "teacher": "the teacher has other weights",
+    "teacher": "the teacher has other weights than when it was made",
 }
 
 
@@ -336,6 +350,6 @@ def _check_contents(path: Path, stored: Contents, wanted: Contents, temperature:
         reasons.append(f"it was made for the temperatures {stored.temperatures}, not for {temperature}")
     if reasons:
         raise InputError(
-            f"{path} cannot be used: {'; '.join(reasons)} since it was made. "
-            f"Delete {path.parent} and run jobs.cache again, or remove the teacher's cache from the recipe."
+            f"{path} cannot be used: {'; '.join(reasons)}. "
+            f"Expected a cache of what the recipe names now; delete {path.parent} and run jobs.cache again."
         )

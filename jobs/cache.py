@@ -23,6 +23,8 @@ def cache_teacher(arguments: Arguments) -> None:
     assert settings.cache is not None
     if arguments.shard is not None and arguments.shard >= settings.cache.shards:
         raise InputError(f"--shard: {arguments.shard} given, expected 0 to {settings.cache.shards - 1} (cache.shards).")
+    if not run.corpus.exists():
+        raise InputError(f"{run.folder} has no corpus; run jobs.prepare first.")
     if cache_is_complete(run, member):
         log.info("%s is complete", member.cache)
         return

@@ -13,9 +13,10 @@ from distill.batching import BatchPlan, StepSource, TrainingData, tokenize
 from distill.checkpoint import newest_complete
 from distill.distributed import World
 from distill.files import read_jsonl
+from distill.objective import ScoredStudent
 from distill.plan import learning_rate
 from distill.pretrained import train_tokenizer
-from distill.recipe import Evaluate, Tokenizer, Train
+from distill.recipe import Evaluate, Objective, Tokenizer, Train
 from distill.run import Member
 from distill.student import shrink
 from distill.trainer import NonFiniteLossError, Trainer
@@ -51,7 +52,9 @@ def make_trainer(world: World, folder: str, family: str = "bart", **settings: An
         student.bfloat16()
     evaluate = Evaluate(every_steps=4, num_beams=2, before_training=True)
     member = Member("students", "s", Path(folder))
-    return Trainer(member, student, tokenizer, data, Train(**(BASE | settings)), evaluate, 11, world)
+    train = Train(**(BASE | settings))
+    scored = ScoredStudent(student, Objective(), train.label_smoothing)
+    return Trainer(member, scored, tokenizer, data, train, evaluate, 11, world)
 
 
 def train_all(world: World, folder: str, cases: dict[str, dict[str, Any]]) -> None:

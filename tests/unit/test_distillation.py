@@ -44,9 +44,10 @@ def test_published_supervision_to_the_letter() -> None:
 
 @pytest.mark.parametrize("teacher", range(1, 25))
 def test_other_depths_rise_to_the_last_layer(teacher: int) -> None:
-    for student in range(1, teacher + 1):
+    for student in range(1, 2 * teacher + 2):  # a student of another model may be the deeper one
         layers = layers_that_supervise(teacher, student, None, "key")
-        assert len(layers) == student and layers[-1] == teacher - 1 and layers == sorted(set(layers))
+        assert len(layers) == student and layers[-1] == teacher - 1 and layers == sorted(layers) and layers[0] >= 0
+        assert student > teacher or len(set(layers)) == student
 
 
 def test_pairs() -> None:

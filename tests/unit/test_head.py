@@ -104,11 +104,15 @@ def test_no_tokens_give_zeros_and_gradients_of_zero() -> None:
 
 
 def test_half_precision_sums_gradients_of_the_weight_in_fp32() -> None:
-    """With one chunk a token, sums of bf16 would lose what is small."""
-    exact = whole(parts(torch.bfloat16))
-    found = chunked(parts(torch.bfloat16), 1)
-    assert found[0].dtype == torch.float32 and found[4].dtype == torch.bfloat16
-    assert_close(found, exact, rel=1e-2)
+    """With one chunk a token, a sum in bf16 stands still at 256 where each token adds one."""
+    tokens = 600
+    hidden = torch.ones(tokens, D, dtype=torch.bfloat16)
+    weight, bias = (torch.zeros(shape, dtype=torch.bfloat16, requires_grad=True) for shape in ((V, D), (V,)))
+    loss, _ = chunked_losses(hidden, weight, bias, lambda logits, _: logits[:, 0].sum()[None], torch.ones(1), 1)
+    loss.backward()
+    assert loss.dtype == torch.float32 and weight.grad is not None and bias.grad is not None
+    assert weight.grad.dtype == torch.bfloat16 and weight.grad[0, 0] == tokens and bias.grad[0] == tokens
+    assert_close(chunked(parts(torch.bfloat16), 1), whole(parts(torch.bfloat16)), rel=1e-2)
 
 
 @pytest.mark.parametrize("direction", ["forward", "reverse", "jensen_shannon"])

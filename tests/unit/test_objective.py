@@ -212,6 +212,15 @@ def test_teacher_and_shared_encoder_have_no_dropout_in_training(family: str, tok
     assert not any(parameter.requires_grad for parameter in frozen.parameters())
 
 
+def test_a_teacher_that_is_missing_or_too_much_is_an_error(tokenizer: Any) -> None:
+    student, teacher = make_pair("bart", tokenizer)
+    for objective, live in ((ALL, None), ({}, Teacher(teacher, PAIRS))):
+        with pytest.raises(AssertionError):
+            ScoredStudent(student, Objective.model_validate(objective), 0.0, PAIRS)(
+                **make_batch(), counts=COUNTS, teacher=live
+            )
+
+
 def test_no_gradient_flows_through_the_teacher(tokenizer: Any) -> None:
     """Not even from an encoder's output that would take one."""
     batch, teacher = make_batch(), make_model("bart", tokenizer)

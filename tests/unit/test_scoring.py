@@ -108,6 +108,14 @@ def test_another_model_begins_in_the_teachers_place(tokenizer: Any, tmp_path: Pa
     assert scored.pairs.decoder_pairs == ((0, 1), (1, 3)) and not scored.pairs.shares_encoder
 
 
+def test_documents_that_only_the_student_could_read_are_refused(tokenizer: Any, tmp_path: Path) -> None:
+    longer = make_model("bart", tokenizer, max_position_embeddings=80)
+    save_model(longer, tokenizer, tmp_path / "longer")
+    with pytest.raises(InputError, match="reads up to 80 tokens and its teacher t up to 64.* set it to at most 64"):
+        make_run(tmp_path, tokenizer, {}, model=str(tmp_path / "longer"), train={"freeze": []})
+    assert not (tmp_path / "runs" / "r" / "corpus").exists()
+
+
 def test_another_tokenizer_is_refused_before_any_work(tokenizer: Any, tmp_path: Path) -> None:
     texts = (row["summary"] + " zebra quagga okapi" for row in make_rows(100))
     other = train_tokenizer(Tokenizer(kind="bpe", vocabulary=320), "bart", texts)
@@ -130,7 +138,7 @@ def test_a_cache_of_other_documents_or_weights_is_refused(tokenizer: Any, tmp_pa
     )
     put_together(run, member)
     alter(tmp_path / "teacher", "model.decoder.layers.0.fc1.weight")
-    with pytest.raises(InputError, match="the teacher has other weights since it was made"):
+    with pytest.raises(InputError, match="the teacher has other weights than when it was made"):
         put_together(run, member)
     save_model(model, tokenizer, tmp_path / "teacher")
     put_together(run, member)
@@ -138,7 +146,7 @@ def test_a_cache_of_other_documents_or_weights_is_refused(tokenizer: Any, tmp_pa
     rows = [json.dumps(row) for row in make_rows(13, seed=9)]
     (tmp_path / "corpus" / "train.jsonl").write_text("\n".join(rows))
     prepare(Arguments(run, None, "test", None))
-    with pytest.raises(InputError, match="documents have changed.*Delete .*cache and run jobs.cache again"):
+    with pytest.raises(InputError, match="documents have changed.*delete .*cache and run jobs.cache again"):
         put_together(run, member)
 
 

@@ -8,6 +8,7 @@ import torch
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer, pipeline
 
 from distill.families import FAMILIES
+from distill.head import output_scale
 from distill.student import freeze, save_model, set_dropout, shrink
 from tests.conftest import STARTS, make_model
 
@@ -50,6 +51,22 @@ def test_tied_weights_stay_tied(family: str, tokenizer: Any, tmp_path: Path) -> 
     assert model.lm_head.weight.data_ptr() == shared.data_ptr()
     assert model.get_encoder().embed_tokens.weight.data_ptr() == shared.data_ptr()
     assert model.get_decoder().embed_tokens.weight.data_ptr() == shared.data_ptr()
+
+
+def test_a_t5_with_a_head_of_its_own_keeps_it(tokenizer: Any, tmp_path: Path) -> None:
+    """T5 v1.1 and Flan-T5: transformers 5.23 builds every T5 tied and unties it when it is loaded."""
+    teacher = make_model("t5", tokenizer, tie_word_embeddings=False)
+    with torch.no_grad():
+        teacher.lm_head.weight = torch.nn.Parameter(torch.randn_like(teacher.lm_head.weight))
+    save_model(teacher, tokenizer, tmp_path / "teacher")
+    teacher = AutoModelForSeq2SeqLM.from_pretrained(tmp_path / "teacher")
+    assert not torch.equal(teacher.lm_head.weight, teacher.get_input_embeddings().weight)
+    student = shrink(teacher, [0, 1, 2], [0, 1, 2, 3], "t")
+    save_model(student, tokenizer, tmp_path / "student")
+    for model in (student, AutoModelForSeq2SeqLM.from_pretrained(tmp_path / "student")):
+        for key, value in model.state_dict().items():
+            assert torch.equal(value, teacher.state_dict()[key]), key
+        assert output_scale(model.config.to_dict()) == 1.0
 
 
 def test_all_layers_make_the_same_function(tokenizer: Any) -> None:

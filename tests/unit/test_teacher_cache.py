@@ -146,6 +146,47 @@ def test_a_killed_shard_continues_at_its_last_whole_batch(keep: str, tokenizer: 
     assert not list((tmp_path / "cut").glob("*.partial"))
 
 
+def test_more_shards_than_examples(tokenizer: Any, tmp_path: Path) -> None:
+    model, tokens, pad = make_model("bart", tokenizer), make_tokens(tokenizer, 12), tokenizer.pad_token_id
+    made_of = make_contents(shards=14)
+    fill(tmp_path, model, tokens, made_of, pad)
+    student = shrink(model, [0, 2], [1, 3], "t")
+    assert score(student, read(tmp_path, model, tokens, made_of), tokens, pad)[0] > 0
+
+
+def test_shards_of_different_temperatures_are_refused(tokenizer: Any, tmp_path: Path) -> None:
+    """A student with another temperature was added while the shards were made."""
+    model, tokens, pad = make_model("bart", tokenizer), make_tokens(tokenizer), tokenizer.pad_token_id
+    made_of = make_contents("top_k")
+    make_writer(tmp_path, model, tokens, made_of, pad).write(0)
+    later = dataclasses.replace(made_of, temperatures=[1.0, 2.0, 4.0])
+    make_writer(tmp_path, model, tokens, later, pad).write(1)
+    with pytest.raises(
+        InputError, match=r"made for the temperatures \[1.0, 2.0, 4.0\], the first shard for \[1.0, 2.0\]"
+    ):
+        read(tmp_path, model, tokens, made_of)
+
+
+def test_rows_of_other_contents_are_never_continued(tokenizer: Any, tmp_path: Path) -> None:
+    model, tokens, pad = make_model("bart", tokenizer), make_tokens(tokenizer), tokenizer.pad_token_id
+    ours, other = make_contents(shards=1), dataclasses.replace(make_contents(shards=1), teacher="another")
+    growing = [w._attempt() for w in (make_writer(tmp_path, model, tokens, c, pad) for c in (ours, other))]
+    assert growing[0] != growing[1]
+    tmp_path.joinpath(f"shard-00000-of-00001.bin.{growing[1]}.partial").write_bytes(bytes(64 * 50))
+    make_writer(tmp_path, model, tokens, ours, pad).write(0)
+    fill(tmp_path / "alone", model, tokens, ours, pad)
+    files = [next(folder.glob("*.bin")).read_bytes() for folder in (tmp_path, tmp_path / "alone")]
+    assert files[0] == files[1] and not list(tmp_path.glob("*.partial"))
+
+
+def test_a_missing_projection_is_named(tokenizer: Any, tmp_path: Path) -> None:
+    model, tokens, pad = make_model("bart", tokenizer), make_tokens(tokenizer), tokenizer.pad_token_id
+    fill(tmp_path, model, tokens, make_contents(), pad)
+    (tmp_path / "head.safetensors").unlink()
+    with pytest.raises(InputError, match="has no head.safetensors; delete"):
+        read(tmp_path, model, tokens, make_contents())
+
+
 def test_two_processes_on_one_shard_do_no_harm(tokenizer: Any, tmp_path: Path) -> None:
     model, tokens, pad = make_model("bart", tokenizer), make_tokens(tokenizer), tokenizer.pad_token_id
     made_of = make_contents(shards=1)
