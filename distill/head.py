@@ -15,7 +15,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-CHUNK_LOGITS = 2**23  # logits of a chunk, 32 MiB in fp32
+from distill.plan import CHUNK_LOGITS
 
 TokenLosses = Callable[[torch.Tensor, slice], torch.Tensor]
 """(fp32 logits_CV, the chunk's rows among the N tokens) -> terms_L, each a sum over the chunk's tokens."""

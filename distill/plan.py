@@ -7,6 +7,7 @@ from distill.families import Shape
 from distill.recipe import Teacher, Train
 
 BYTES = {"fp32": 4, "bf16": 2}
+CHUNK_LOGITS = 2**23  # logits of a chunk of the vocabulary head, 32 MiB in fp32
 
 
 def total_steps(train: Train, steps_per_epoch: float) -> int:
@@ -88,7 +89,8 @@ def training_memory_gb(shape: Shape, train: Train, world_size: int) -> float:
 
     States as in ZeRO (Rajbhandari et al. 2020), section 3: fp32 training keeps 4 + 4 + 8 bytes per parameter, bf16
     training 2 + 2 + 12. Activations are counted as 34 bytes (bf16; twice that in fp32) per token, layer and
-    hidden unit (Korthikanti et al. 2022, equation 1, without attention scores), logits with their gradient.
+    hidden unit (Korthikanti et al. 2022, equation 1, without attention scores). Of the logits one chunk exists at a time
+    (`distill/head.py`), with about eight tensors of its size; where the head is trained, its gradient in fp32.
     """
     weights, trained = shape.parameters(), trainable_parameters(shape, train)
     size = BYTES[train.precision]
@@ -97,5 +99,6 @@ def training_memory_gb(shape: Shape, train: Train, world_size: int) -> float:
     fixed = weights * size / shard[2] + trained * size / shard[1] + trained * states / shard[0]
     layers = shape.decoder_layers + (0 if "encoder" in train.freeze else shape.encoder_layers)
     tokens = train.micro_batch_tokens
-    activations = tokens * layers * shape.width * 17 * size + tokens / 4 * shape.vocabulary * (4 + 4 + size)
-    return (fixed + activations) / 1e9
+    activations = tokens * layers * shape.width * 17 * size
+    head = 8 * 4 * CHUNK_LOGITS + (0 if train.freeze else 4 * shape.vocabulary * shape.width)
+    return (fixed + activations + head) / 1e9

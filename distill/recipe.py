@@ -12,10 +12,12 @@ MemberName = Annotated[
 
 def _no_bool(value: Any) -> Any:
     if isinstance(value, bool):
-        raise ValueError("a whole number is expected, not true or false")
+        raise ValueError("a number is expected, not true or false")
     return value
 
 
+Number = Annotated[float, BeforeValidator(_no_bool)]
+LayerList = Annotated[list[Annotated[int, BeforeValidator(_no_bool), Field(ge=0)]], Field(min_length=1)]
 Positive = Annotated[int, BeforeValidator(_no_bool), Field(gt=0)]
 Layers = Positive | list[Annotated[int, Field(ge=0)]]
 
@@ -219,20 +221,20 @@ class Teacher(Section):
 class Divergence(Section):
     """How far the student's distribution over the vocabulary is from the teacher's."""
 
-    weight: Annotated[float, Field(gt=0)]
-    temperature: Annotated[float, Field(gt=0)] = 2.0
+    weight: Annotated[Number, Field(gt=0)]
+    temperature: Annotated[Number, Field(gt=0)] = 2.0
     """Both models' logits are divided by it; the term is multiplied by its square (Hinton et al. 2015)."""
     direction: Literal["forward", "reverse", "jensen_shannon"] = "forward"
     """forward: KL(teacher || student), reverse: KL(student || teacher); jensen_shannon lies between, see `beta`."""
-    beta: Annotated[float, Field(gt=0, lt=1)] = 0.5
+    beta: Annotated[Number, Field(gt=0, lt=1)] = 0.5
     """The teacher's share in the mixture of jensen_shannon (Agarwal et al. 2024)."""
 
 
 class Supervision(Section):
     """Which teacher layer supervises each student layer: as many numbers as the student has layers."""
 
-    decoder: Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)] | None = None
-    encoder: Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)] | None = None
+    decoder: LayerList | None = None
+    encoder: LayerList | None = None
 
     @model_validator(mode="after")
     def _some(self) -> "Supervision":
@@ -244,7 +246,7 @@ class Supervision(Section):
 class Hidden(Section):
     """How far the student's hidden states are from those of matched teacher layers."""
 
-    weight: Annotated[float, Field(gt=0)]
+    weight: Annotated[Number, Field(gt=0)]
     normalize: bool = False
     """Bring each token's vector to mean 0 and variance 1 first (Pegasus needs it, Marian gains)."""
     distance: Literal["squared", "cosine"] = "squared"
@@ -257,7 +259,7 @@ class Hidden(Section):
 class Objective(Section):
     """What a student is scored against: the weights of the terms of its loss, each a mean over the step's tokens."""
 
-    cross_entropy: Annotated[float, Field(ge=0)] = 1.0
+    cross_entropy: Annotated[Number, Field(ge=0)] = 1.0
     """On the target texts, with `train.label_smoothing`."""
     kl: Divergence | None = None
     hidden: Hidden | None = None

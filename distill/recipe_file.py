@@ -193,6 +193,11 @@ def _explain_one(item: Any, path: list[str]) -> str:
     if item["type"] == "missing":
         return f"  {dotted}: missing, expected a value"
     message = item["msg"].removeprefix("Value error, ")
+    keys = f"a block with the keys {', '.join(_keys_at(path))}" if _keys_at(path) else ""
+    if item["type"] == "model_type" and keys:
+        message = f"expected {keys}"
+    elif item["type"] == "literal_error" and keys:
+        message += f", or {keys}"
     given = item["input"]
     shown = "" if isinstance(given, dict | BaseModel) else f"{given!r} given; "
     return f"  {dotted or 'recipe'}: {shown}{message[0].lower()}{message[1:]}"

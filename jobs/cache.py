@@ -55,4 +55,4 @@ def cache_teacher(arguments: Arguments) -> None:
 
 
 if __name__ == "__main__":
-    main(cache_teacher, "cache", needs_member=True)
+    main(cache_teacher, "cache", needs_member=True, has_shards=True)

@@ -1,6 +1,7 @@
 """python -m jobs.shrink RECIPE --student NAME [key=value ...]
 
-The student: its teacher (or the model that the recipe gives it) with fewer layers, written to students/NAME/initial in Hugging Face format.
+The student: its teacher (or the model that the recipe gives it) with fewer layers.
+Written to students/NAME/initial in Hugging Face format.
 """
 
 import logging

@@ -30,9 +30,9 @@ class Arguments:
     shard: int | None
 
 
-def main(job: Callable[[Arguments], None], name: str, needs_member: bool = False) -> None:
+def main(job: Callable[[Arguments], None], name: str, needs_member: bool = False, has_shards: bool = False) -> None:
     """Run a job from the command line and exit: 0 done, 2 wrong input, 1 failure."""
-    options = _parse(name, needs_member)
+    options = _parse(name, needs_member, has_shards)
     logging.basicConfig(level=logging.INFO, format=_log_format(), stream=sys.stderr, force=True)
     for chatty in ("absl", "compilers", "httpx"):
         logging.getLogger(chatty).setLevel(logging.WARNING)
@@ -57,7 +57,7 @@ def rank() -> int:
     return int(os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0")))
 
 
-def _parse(name: str, needs_member: bool) -> argparse.Namespace:
+def _parse(name: str, needs_member: bool, has_shards: bool) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog=f"python -m jobs.{name}")
     parser.add_argument("recipe", help="the YAML file of the recipe")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="over the recipe, e.g. train.steps=100")
@@ -65,7 +65,9 @@ def _parse(name: str, needs_member: bool) -> argparse.Namespace:
     member.add_argument("--student", help="the student of the recipe to work on")
     member.add_argument("--teacher", help="the teacher of the recipe to work on")
     parser.add_argument("--split", default="test", choices=["validation", "test"], help="what to evaluate on")
-    parser.add_argument("--shard", type=_shard, help="compute only this shard (0-based), where a job has shards")
+    if has_shards:
+        parser.add_argument("--shard", type=_shard, help="compute only this shard (0-based)")
+    parser.set_defaults(shard=None)
     parser.add_argument("--runs", default="runs", help="the folder of all runs (default: runs)")
     parser.add_argument("--local_rank", "--local-rank", type=int, help=argparse.SUPPRESS)  # the DeepSpeed launcher's
     return parser.parse_intermixed_args()
