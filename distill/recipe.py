@@ -215,6 +215,10 @@ class Teacher(Section):
             raise ValueError("a teacher from scratch needs a train block ({} for the recipe's own settings)")
         if self.offload and self.zero_stage != 3:
             raise ValueError("offload needs zero_stage 3; at 0 every process holds the whole teacher")
+        if self.cache and self.zero_stage == 3:
+            raise ValueError(
+                "a teacher fills its cache as a replica and never teaches live; remove zero_stage or cache"
+            )
         return self
 
 

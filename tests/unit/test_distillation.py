@@ -132,6 +132,7 @@ def test_a_cache_of_hidden_states_serves_a_term_on_the_last_layer() -> None:
         ({"hidden": {"weight": 1, "supervise": "last"}}, {}, "objective.hidden.supervise: 'last' given"),
         ({}, {"zero_stage": 2}, "teachers.t.zero_stage: 2 given"),
         ({}, {"offload": "cpu"}, "offload needs zero_stage 3"),
+        ({}, {"cache": "hidden", "zero_stage": 3}, "a teacher fills its cache as a replica"),
         ({}, {"cache": "logits"}, "teachers.t.cache.keep: 'logits' given"),
     ],
 )
