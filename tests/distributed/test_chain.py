@@ -325,7 +325,7 @@ def test_jobs_say_what_they_need(corpus: Path, tmp_path: Path) -> None:
     cache = ["jobs.cache", recipe, "--runs", runs]
     refused(run_command(*cache, "--teacher", "own", "--shard", "3"), "--shard: 3 given, expected 0 to 2")
     refused(run_command(*cache, "--student", "short"), "student short has no cache that a student reads")
-    refused(run_command(*cache, "--teacher", "own"), "teacher own has no", "train it first")
+    refused(run_command(*cache, "--teacher", "own"), "has no corpus; run jobs.prepare first")
     refused(run_command("launch", "run", recipe, "--on", "moon"), "--on: 'moon' given, expected 'local'")
     refused(run_command("launch", "status", str(tmp_path)), "is no run")
 
