@@ -259,8 +259,8 @@ def explode(world: World, folder: str) -> list[str]:
     messages = []
     for stage in (0, 2):
         trainer = make_trainer(world, f"{folder}/{stage}", zero_stage=stage, save_every_steps=1)
-        accumulate = trainer.engine.accumulate
-        trainer.engine.accumulate = lambda batch, scale, run=accumulate: run(batch, scale * math.inf)  # type: ignore[method-assign]
+        backward = trainer.engine._engine.backward
+        trainer.engine._engine.backward = lambda loss, run=backward: run(loss * math.inf)
         try:
             trainer.run()
             messages.append("no error")
