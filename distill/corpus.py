@@ -17,8 +17,8 @@ from distill.docstrings import read_docstrings
 from distill.errors import InputError
 from distill.files import atomic_folder, write_json
 from distill.reading import BUILT_IN, Row, read_rows, split_files
-from distill.recipe import Corpus
 from distill.run import SPLITS, Split
+from distill.sections import Corpus
 
 SCHEMA = pa.schema([("id", pa.string()), ("document", pa.string()), ("summary", pa.string())])
 ROWS_PER_WRITE = 4096

@@ -9,8 +9,8 @@ from distill.batching import Tokens, TrainingData, tokenize
 from distill.corpus import read_split
 from distill.families import shape_of
 from distill.preflight import source_limit
-from distill.recipe import Evaluate
 from distill.run import Run
+from distill.sections import Evaluate
 
 
 def load_training_data(run: Run, tokenizer: Any, model: PreTrainedModel, evaluate: Evaluate) -> TrainingData:

@@ -22,7 +22,8 @@ from distill.distributed import World
 from distill.head import logits_bias
 from distill.objective import Counts, Request, ScoredStudent, TeacherSource
 from distill.plan import deepspeed_config, teacher_config
-from distill.recipe import Teacher, Train
+from distill.recipe import Teacher
+from distill.sections import Train
 from distill.signal import HiddenSignal
 from distill.teacher import FrozenTeacher
 

@@ -12,7 +12,7 @@ import torch
 from transformers import DynamicCache, EncoderDecoderCache, GenerationConfig, PreTrainedModel
 
 from distill.distributed import World
-from distill.recipe import Generation
+from distill.sections import Generation
 
 log = logging.getLogger(__name__)
 

@@ -4,7 +4,8 @@ import math
 from typing import Any
 
 from distill.families import Shape
-from distill.recipe import Teacher, Train
+from distill.recipe import Teacher
+from distill.sections import Train
 
 BYTES = {"fp32": 4, "bf16": 2}
 CHUNK_LOGITS = 2**23  # logits of a chunk of the vocabulary head, 32 MiB in fp32

@@ -7,7 +7,8 @@ from typing import Any
 from distill.distillation import distillation, student_layers
 from distill.errors import InputError
 from distill.families import Shape, shape_of
-from distill.recipe import Architecture, Recipe, Teacher
+from distill.recipe import Recipe, Teacher
+from distill.sections import Architecture
 
 DEFAULT_MAX_SOURCE_TOKENS = 1024
 TOKENIZER_FILES = ("tokenizer.json", "spiece.model", "source.spm", "sentencepiece.bpe.model", "vocab.json")

@@ -24,7 +24,7 @@ from distill.errors import InputError
 from distill.families import shape_of
 from distill.files import sha256_file
 from distill.preflight import WEIGHT_FILES, check_folder, looks_like_folder
-from distill.recipe import Architecture, Generation, Tokenizer
+from distill.sections import Architecture, Generation, Tokenizer
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import IO
 
 from distill.errors import InputError
-from distill.recipe import Corpus
 from distill.run import Split
+from distill.sections import Corpus
 
 BUILT_IN = "docstrings"
 SUFFIXES = (".jsonl", ".json", ".jsonl.xz", ".jsonl.gz", ".json.xz", ".json.gz")

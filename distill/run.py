@@ -7,8 +7,9 @@ from typing import Any, Literal
 
 from distill.errors import InputError
 from distill.files import check_writable, write_text
-from distill.recipe import Evaluate, Recipe, Student, Teacher, Train
+from distill.recipe import Recipe, Student, Teacher
 from distill.recipe_file import dump_recipe, flatten, load_recipe
+from distill.sections import Evaluate, Train
 
 Group = Literal["teachers", "students"]
 Split = Literal["train", "validation", "test"]

@@ -16,8 +16,9 @@ from distill.families import Shape, shape_of
 from distill.files import sha256_file
 from distill.objective import ScoredStudent, TeacherSource
 from distill.pretrained import DTYPES, check_same_tokenizer, fingerprint, load_config, load_model, load_tokenizer
-from distill.recipe import Objective, Student, Teacher, Train
+from distill.recipe import Objective, Student, Teacher
 from distill.run import Member, Run
+from distill.sections import Train
 from distill.teacher_cache import CachedTeacher, Contents, contents, hash_tokens
 
 log = logging.getLogger(__name__)

@@ -19,7 +19,7 @@ from distill.distributed import World
 from distill.generation import generate, generation_config
 from distill.pretrained import load_model, load_tokenizer
 from distill.reading import Row
-from distill.recipe import Benchmark, Generation
+from distill.sections import Benchmark, Generation
 
 log = logging.getLogger(__name__)
 

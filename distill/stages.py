@@ -8,6 +8,7 @@ from typing import Any
 from distill.files import read_json, sha256_file
 from distill.recipe import Recipe, Teacher
 from distill.run import Member, Run
+from distill.shards import shards_of
 
 
 @dataclass(frozen=True)
@@ -81,18 +82,11 @@ def is_cached(recipe: Recipe, teacher: str) -> bool:
     return recipe.teachers[teacher].cache is not None and bool(readers)
 
 
-def cache_shard(folder: Path, shard: int, shards: int) -> tuple[Path, Path]:
-    """(a shard of a teacher's cache, the manifest that says that it is whole)."""
-    stem = folder / f"shard-{shard:05d}-of-{shards:05d}"
-    return stem.with_suffix(".bin"), stem.with_suffix(".json")
-
-
 def shards_done(run: Run, member: Member) -> tuple[int, int]:
     """(whole shards, all shards) of a teacher's cache."""
     cache = run.recipe.teachers[member.name].cache
     shards = cache.shards if cache else 0
-    manifests = [cache_shard(member.cache, shard, shards)[1] for shard in range(shards)]
-    return sum(manifest.exists() for manifest in manifests), shards
+    return sum(shard.is_complete() for shard in shards_of(member.cache, shards, ".bin")), shards
 
 
 def cache_is_complete(run: Run, member: Member) -> bool:

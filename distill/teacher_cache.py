@@ -7,16 +7,12 @@ its job was killed, and appears under its final name, beside a manifest, when it
 Shapes: N target tokens, D dimensions, K largest logits.
 """
 
-import fcntl
 import hashlib
 import itertools
-import json
-import logging
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import IO, Any, BinaryIO
+from typing import Any
 
 import numpy as np
 import torch
@@ -27,15 +23,13 @@ from distill.batching import Tokens, collate, padded_tokens
 from distill.distillation import Distillation
 from distill.errors import InputError
 from distill.families import shape_of
-from distill.files import PARTIAL, atomic_file, read_json, sha256_file, write_json
+from distill.files import atomic_file, read_json
 from distill.head import chunk_tokens, chunks, logits_bias, output_scale
 from distill.objective import Request
 from distill.recipe import Cache
+from distill.shards import Shard, content_key, equal_shards, fill
 from distill.signal import HiddenSignal, Signal, TopKSignal, top_k
-from distill.stages import cache_shard
 from distill.teacher import FrozenTeacher
-
-log = logging.getLogger(__name__)
 
 HEAD = "head.safetensors"  # the teacher's projection, for the hidden states
 
@@ -56,6 +50,9 @@ class Contents:
     """Hash of its token ids: other for another tokenizer, or other limits."""
     teacher: str
     """Hash of the teacher's weights, or the name and revision of a hub model."""
+
+    def shard(self, folder: Path, number: int) -> Shard:
+        return Shard(folder, number, self.shards, ".bin")
 
     def differences(self, other: "Contents") -> list[str]:
         return [name for name, value in asdict(self).items() if value != getattr(other, name)]
@@ -83,9 +80,8 @@ def hash_tokens(tokens: Tokens) -> str:
 
 
 def shard_order(tokens: Tokens, shard: int, shards: int) -> list[int]:
-    """The examples of a shard, longest first; every shard gets as many of each length as the others."""
-    lengths = _lengths(tokens)
-    return sorted(range(len(tokens)), key=lambda i: (lengths[i], i), reverse=True)[shard::shards]
+    """The examples of a shard, longest first; every shard gets as many tokens as the others."""
+    return equal_shards([source + target for source, target in _lengths(tokens)], shards)[shard]
 
 
 def _lengths(tokens: Tokens) -> list[tuple[int, int]]:
@@ -123,46 +119,31 @@ class CacheWriter:
     """Most tokens (source and target, padding included) of one batch."""
     device: torch.device
 
-    def write(self, shard: int) -> None:
+    def write(self, number: int) -> None:
         """Fill a shard, from where a killed attempt left off."""
-        final, manifest = cache_shard(self.folder, shard, self.made_of.shards)
-        if manifest.exists():
-            log.info("%s is complete", final)
-            return
-        self.folder.mkdir(parents=True, exist_ok=True)
-        if self.made_of.keep == "hidden":
+        shard = self.made_of.shard(self.folder, number)
+        if self.made_of.keep == "hidden" and not shard.is_complete():
             self._write_head()
-        growing = final.with_name(f"{final.name}.{self._attempt()}{PARTIAL}")
-        lock = final.with_suffix(".lock")
-        with lock.open("w") as locked, growing.open("a+b") as file:
-            _lock(locked, final)
-            if manifest.exists():  # another process was faster
-                growing.unlink()
-                return
-            for leftover in self.folder.glob(f"{final.name}.*{PARTIAL}"):
-                if leftover != growing:  # of other contents
-                    leftover.unlink()
-            self._grow(file, self._batches(shard_order(self.tokens, shard, self.made_of.shards)))
-            os.fsync(file.fileno())
-            growing.replace(final)
-            size = final.stat().st_size
-            write_json(manifest, {"contents": asdict(self.made_of), "bytes": size, "sha256": sha256_file(final)})
-            lock.unlink()  # whoever waits for it finds the manifest
-        log.info("%s: %d target tokens, %.1f MB", final, size // self._row.itemsize, size / 1e6)
+        frozen = FrozenTeacher(self.model, self._last_layer())
+        plan = self._batches(shard_order(self.tokens, number, self.made_of.shards))
+        fill(
+            shard,
+            contents=asdict(self.made_of),
+            key=content_key([asdict(self.made_of), self.batch_tokens]),
+            plan=plan,
+            whole=lambda path: self._whole(path, plan),
+            make=lambda batch: self._rows(frozen, batch).tobytes(),
+        )
 
-    def _grow(self, file: BinaryIO, batches: list[list[int]]) -> None:
-        done, size, on_disk = 0, 0, os.fstat(file.fileno()).st_size
-        for batch in batches:  # cut back to the last whole batch
+    def _whole(self, path: Path, plan: list[list[int]]) -> tuple[int, int]:
+        """(whole batches, their bytes) of a growing file."""
+        done, size, on_disk = 0, 0, path.stat().st_size
+        for batch in plan:
             after = size + self._row.itemsize * sum(len(self.tokens.target[i]) for i in batch)
             if after > on_disk:
                 break
             done, size = done + 1, after
-        file.truncate(size)
-        frozen = FrozenTeacher(self.model, self._last_layer())
-        for number, batch in enumerate(batches[done:], start=done + 1):
-            file.write(self._rows(frozen, batch).tobytes())
-            file.flush()
-            log.info("batch %d of %d", number, len(batches))
+        return done, size
 
     def _rows(self, frozen: FrozenTeacher, batch: list[int]) -> np.ndarray[Any, Any]:
         collated = collate(self.tokens, batch, self.pad, self.device)
@@ -212,21 +193,6 @@ class CacheWriter:
     def _row(self) -> np.dtype[Any]:
         return _row_type(self.made_of, self.model.config.d_model)
 
-    def _attempt(self) -> str:
-        """Names a growing file by what it holds, so that rows of other contents or batches are never continued."""
-        settings = json.dumps([asdict(self.made_of), self.batch_tokens])
-        return hashlib.sha256(settings.encode()).hexdigest()[:12]
-
-
-def _lock(file: IO[Any], path: Path) -> None:
-    """One process fills a shard; the lock ends with the process, however it ends."""
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        raise InputError(
-            f"{path} is being filled by another process. Wait for it, or give this one another --shard."
-        ) from None
-
 
 def _to_numpy(tensor: torch.Tensor) -> np.ndarray[Any, Any]:
     bits = tensor.view(torch.uint16) if tensor.dtype == torch.bfloat16 else tensor
@@ -256,7 +222,7 @@ class CachedTeacher:
         self._shards: list[np.ndarray[Any, Any]] = []
         self._place: dict[int, tuple[int, int, int]] = {}
         for shard in range(made_of.shards):
-            path, _ = cache_shard(folder, shard, made_of.shards)
+            path = made_of.shard(folder, shard).data
             # A shard without examples is an empty file, which cannot be mapped.
             rows = np.memmap(path, dtype=self._row, mode="r") if path.stat().st_size else np.empty(0, dtype=self._row)
             self._shards.append(rows)
@@ -311,7 +277,7 @@ def _check(folder: Path, wanted: Contents, temperature: float | None) -> Content
     """The contents that the cache says it has; InputError with the reason where it cannot be right."""
     first: Contents | None = None
     for shard in range(wanted.shards):
-        path, manifest = cache_shard(folder, shard, wanted.shards)
+        path, manifest = wanted.shard(folder, shard).data, wanted.shard(folder, shard).manifest
         if not manifest.exists() or not path.exists():
             raise InputError(
                 f"{folder} has no shard {shard} of {wanted.shards}; run jobs.cache --teacher NAME --shard {shard}."

@@ -19,9 +19,9 @@ from distill.files import atomic_folder, restore_replaced
 from distill.generation import generation_config, summarize
 from distill.objective import Counts, ScoredStudent, TeacherSource
 from distill.plan import learning_rate, total_steps
-from distill.recipe import Evaluate, Train
 from distill.run import Member
 from distill.scores import METRICS, rouge
+from distill.sections import Evaluate, Train
 from distill.student import freeze, save_model, set_dropout
 from distill.tracking import NullTracker, Tracker
 

@@ -10,8 +10,9 @@ from distill.distillation import distillation, student_layers
 from distill.families import Shape
 from distill.files import read_json
 from distill.preflight import base_shape, teacher_shape
-from distill.recipe import Student, Train
+from distill.recipe import Student
 from distill.run import Member, Run
+from distill.sections import Train
 from distill.stages import Stage, stages
 from launch.local import Processes, command
 

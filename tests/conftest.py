@@ -12,7 +12,7 @@ import torch
 from transformers import AutoConfig, AutoModelForSeq2SeqLM, GenerationConfig
 
 from distill.pretrained import train_tokenizer
-from distill.recipe import Tokenizer
+from distill.sections import Tokenizer
 
 ROOT = Path(__file__).parent.parent
 SHARED = ROOT.parent / "shared"

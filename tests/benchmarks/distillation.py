@@ -26,7 +26,8 @@ from distill.distillation import Distillation
 from distill.head import chunked_losses
 from distill.losses import cross_entropy, divergence
 from distill.objective import Counts, ScoredStudent
-from distill.recipe import Cache, Objective, Teacher, Train
+from distill.recipe import Cache, Objective, Teacher
+from distill.sections import Train
 from distill.signal import HiddenSignal
 from distill.speed import _peak_resident_bytes
 from distill.student import freeze, set_dropout, shrink

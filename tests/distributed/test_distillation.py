@@ -15,8 +15,9 @@ from distill.distributed import World
 from distill.engine import LiveTeacher
 from distill.files import read_jsonl
 from distill.objective import ScoredStudent
-from distill.recipe import Evaluate, Objective, Teacher, Train
+from distill.recipe import Objective, Teacher
 from distill.run import Member
+from distill.sections import Evaluate, Train
 from distill.student import shrink
 from distill.trainer import Trainer
 from tests.conftest import make_model

@@ -9,9 +9,9 @@ from distill.distributed import World
 from distill.files import read_jsonl
 from distill.preflight import check_recipe
 from distill.pretrained import train_tokenizer
-from distill.recipe import Tokenizer
 from distill.recipe_file import load_recipe
 from distill.run import Run, open_run
+from distill.sections import Tokenizer
 from distill.stages import stages
 from jobs.cache import cache_teacher
 from jobs.prepare import prepare

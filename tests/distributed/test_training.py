@@ -16,8 +16,9 @@ from distill.files import read_jsonl
 from distill.objective import ScoredStudent
 from distill.plan import learning_rate
 from distill.pretrained import train_tokenizer
-from distill.recipe import Evaluate, Objective, Tokenizer, Train
+from distill.recipe import Objective
 from distill.run import Member
+from distill.sections import Evaluate, Tokenizer, Train
 from distill.student import shrink
 from distill.trainer import NonFiniteLossError, Trainer
 from tests.conftest import make_model, make_rows

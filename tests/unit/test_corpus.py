@@ -10,7 +10,7 @@ from distill.corpus import prepare_corpus, quantiles, read_split
 from distill.docstrings import read_docstrings, split_docstring, split_of
 from distill.errors import InputError
 from distill.reading import split_files
-from distill.recipe import Corpus
+from distill.sections import Corpus
 from tests.conftest import SHARED, make_rows, write_corpus
 
 

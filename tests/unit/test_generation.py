@@ -5,7 +5,7 @@ import torch
 from distill.distributed import World
 from distill.generation import generate, generation_config, plan_batches, summarize
 from distill.pretrained import build_model, train_tokenizer
-from distill.recipe import Architecture, Generation, Tokenizer
+from distill.sections import Architecture, Generation, Tokenizer
 from tests.conftest import make_model, make_rows
 
 ALONE = World(0, 1, 0, torch.device("cpu"))

@@ -10,9 +10,10 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 RUNGS = [
-    {"errors", "recipe", "losses", "scores", "docstrings", "signal"},
+    {"errors", "sections"},
+    {"recipe", "losses", "scores", "docstrings", "signal"},
     {"files", "layers", "families", "recipe_file", "distributed", "forward"},
-    {"run", "plan", "distillation", "checkpoint", "student", "generation"},
+    {"run", "plan", "shards", "distillation", "checkpoint", "student", "generation"},
     {"reading", "stages", "tracking", "preflight", "head"},
     {"batching", "corpus", "pretrained", "objective"},
     {"data", "speed", "report", "teacher"},

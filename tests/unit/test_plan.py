@@ -4,7 +4,7 @@ import pytest
 
 from distill import plan
 from distill.families import shape_of
-from distill.recipe import Train
+from distill.sections import Train
 
 BART_LARGE = {
     "model_type": "bart", "encoder_layers": 12, "decoder_layers": 12, "d_model": 1024, "vocab_size": 50264,

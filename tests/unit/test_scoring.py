@@ -18,10 +18,10 @@ from distill.engine import LiveTeacher
 from distill.errors import InputError
 from distill.objective import ScoredStudent, TeacherSource
 from distill.pretrained import load_model, load_tokenizer, train_tokenizer
-from distill.recipe import Tokenizer
 from distill.recipe_file import load_recipe
 from distill.run import Member, Run, open_run
 from distill.scoring import cache_contents, scored_student
+from distill.sections import Tokenizer
 from distill.student import save_model
 from distill.teacher_cache import CacheWriter
 from jobs.prepare import prepare

@@ -15,6 +15,7 @@ from distill.errors import InputError
 from distill.losses import IGNORED
 from distill.objective import Counts, ScoredStudent, TeacherSource
 from distill.recipe import Cache, Objective, Teacher
+from distill.shards import content_key
 from distill.student import shrink
 from distill.teacher_cache import CachedTeacher, CacheWriter, Contents, contents, hash_tokens, shard_order
 from tests.conftest import STARTS, make_model, make_rows
@@ -170,9 +171,9 @@ def test_shards_of_different_temperatures_are_refused(tokenizer: Any, tmp_path: 
 def test_rows_of_other_contents_are_never_continued(tokenizer: Any, tmp_path: Path) -> None:
     model, tokens, pad = make_model("bart", tokenizer), make_tokens(tokenizer), tokenizer.pad_token_id
     ours, other = make_contents(shards=1), dataclasses.replace(make_contents(shards=1), teacher="another")
-    growing = [w._attempt() for w in (make_writer(tmp_path, model, tokens, c, pad) for c in (ours, other))]
+    growing = [content_key([dataclasses.asdict(made_of), 150]) for made_of in (ours, other)]
     assert growing[0] != growing[1]
-    tmp_path.joinpath(f"shard-00000-of-00001.bin.{growing[1]}.partial").write_bytes(bytes(64 * 50))
+    tmp_path.joinpath(f"shard-00000-of-00001.bin.{growing[1]}.host-1-a.partial").write_bytes(bytes(64 * 50))
     make_writer(tmp_path, model, tokens, ours, pad).write(0)
     fill(tmp_path / "alone", model, tokens, ours, pad)
     files = [next(folder.glob("*.bin")).read_bytes() for folder in (tmp_path, tmp_path / "alone")]
@@ -185,26 +186,6 @@ def test_a_missing_projection_is_named(tokenizer: Any, tmp_path: Path) -> None:
     (tmp_path / "head.safetensors").unlink()
     with pytest.raises(InputError, match="has no head.safetensors; delete"):
         read(tmp_path, model, tokens, make_contents())
-
-
-def test_two_processes_on_one_shard_do_no_harm(tokenizer: Any, tmp_path: Path) -> None:
-    model, tokens, pad = make_model("bart", tokenizer), make_tokens(tokenizer), tokenizer.pad_token_id
-    made_of = make_contents(shards=1)
-    fill(tmp_path / "whole", model, tokens, made_of, pad)
-
-    class Second(CacheWriter):
-        def _rows(self, frozen: Any, batch: list[int]) -> Any:
-            with pytest.raises(InputError, match="is being filled by another process"):
-                make_writer(tmp_path / "two", model, tokens, made_of, pad).write(0)
-            return super()._rows(frozen, batch)
-
-    Second(**vars(make_writer(tmp_path / "two", model, tokens, made_of, pad))).write(0)
-    files = [next((tmp_path / name).glob("*.bin")).read_bytes() for name in ("whole", "two")]
-    assert files[0] == files[1] and sorted(p.suffix for p in (tmp_path / "two").iterdir()) == [
-        ".bin",
-        ".json",
-        ".safetensors",
-    ]
 
 
 def test_what_cannot_be_right_is_refused(tokenizer: Any, tmp_path: Path) -> None:

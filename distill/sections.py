@@ -1,0 +1,188 @@
+"""The blocks of a recipe that stand for themselves: corpus, training, decoding, what is built from scratch.
+
+`recipe.py` puts them together.
+"""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, model_validator
+
+Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)]
+MemberName = Annotated[
+    str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$", max_length=100)
+]  # no key.with.dots
+
+
+def no_bool(value: Any) -> Any:
+    if isinstance(value, bool):
+        raise ValueError("a number is expected, not true or false")
+    return value
+
+
+Number = Annotated[float, BeforeValidator(no_bool)]
+LayerList = Annotated[list[Annotated[int, BeforeValidator(no_bool), Field(ge=0)]], Field(min_length=1)]
+Positive = Annotated[int, BeforeValidator(no_bool), Field(gt=0)]
+Layers = Positive | list[Annotated[int, Field(ge=0)]]
+
+
+class Section(BaseModel):
+    """Base of every block of the recipe: unknown keys are refused, fields are documented below their name."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, use_attribute_docstrings=True)
+
+
+class Corpus(Section):
+    """The examples, and how they are cut."""
+
+    train: str
+    """A JSON-lines file (.jsonl, .json, also .xz or .gz), a folder of train.*, validation.* and test.* files,
+    or `docstrings`, the built-in corpus."""
+    validation: str | None = None
+    """A file; left out where `train` is a folder or `docstrings`."""
+    test: str | None = None
+    """A file; left out where `train` is a folder or `docstrings`."""
+    document: str = "document"
+    """The field that holds the document."""
+    summary: str = "summary"
+    """The field that holds the summary."""
+    max_source_tokens: Annotated[int, BeforeValidator(no_bool), Field(ge=8)] | None = None
+    """Documents are cut here (counted); by default at the model's positions, at most 1024."""
+    max_target_tokens: Positive = 128
+    """Training summaries are cut here; scores always use the whole reference."""
+    max_examples: dict[Literal["train", "validation", "test"], Positive] = {}
+    """A seeded sample of this many examples of a split; by default all."""
+
+    @model_validator(mode="after")
+    def _two_fields(self) -> "Corpus":
+        if self.document == self.summary:
+            raise ValueError(f"document and summary are both the field {self.document!r}; name two fields")
+        return self
+
+
+class Generation(Section):
+    """Beam search settings; what is left out stays as the model's own generation config has it."""
+
+    num_beams: Positive | None = None
+    length_penalty: float | None = None
+    min_new_tokens: Annotated[int, Field(ge=0)] | None = None
+    max_new_tokens: Positive | None = None
+    no_repeat_ngram_size: Annotated[int, Field(ge=0)] | None = None
+    early_stopping: bool | None = None
+
+
+class Evaluate(Section):
+    """Validation during training and the final test."""
+
+    every_steps: Positive = 1000
+    """Optimizer steps between two validations; the last step is always validated."""
+    before_training: bool = True
+    """Validate the untrained model too (step 0 of the curve)."""
+    examples: Positive = 1000
+    """Validation examples scored during training (a fixed seeded sample)."""
+    num_beams: Positive = 2
+    """Beams of the validation during training; `generation.num_beams` is that of the final test."""
+    metric: Literal["rouge1", "rouge2", "rougeL", "rougeLsum"] = "rouge2"
+    """What decides which weights are the best."""
+    batch_tokens: Positive = 8192
+    """Source tokens, padding included, of one batch of beam search on one process."""
+    generation: Generation = Generation()
+
+
+class Train(Section):
+    """One training: batches, schedule, AdamW, DeepSpeed."""
+
+    batch_examples: Positive | None = 64
+    """Examples of one optimizer step, over all processes; null with `batch_tokens`."""
+    batch_tokens: Positive | None = None
+    """Instead: most tokens (source and target, padding included) of one optimizer step, over all processes."""
+    micro_batch_tokens: Positive = 16384
+    """Most tokens (source and target, padding included) that one process holds at once; more is accumulated."""
+    steps: Positive | None = None
+    """Optimizer steps in all; or give `epochs`."""
+    epochs: Annotated[float, Field(gt=0)] | None = None
+    """Passes over the training split; or give `steps`."""
+    learning_rate: Annotated[float, Field(gt=0)] = 3e-4
+    warmup_steps: Annotated[int, Field(ge=0)] = 500
+    """Linear rise to the learning rate over this many steps; then linear decay, to zero after the last step."""
+    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    """Of AdamW, on matrices only (no biases, no norms)."""
+    clip_norm: Annotated[float, Field(ge=0)] = 1.0
+    """Largest norm of the gradient; 0 for no clipping."""
+    label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    dropout: Annotated[float, Field(ge=0, lt=1)] | None = None
+    """All dropout rates of the model; by default its own. With 0 the loss is the same at any world size."""
+    freeze: list[Literal["encoder", "embeddings"]] = []
+    """Parts that are not trained. Freezing the encoder freezes the token embeddings that it shares."""
+    zero_stage: Literal[0, 1, 2, 3] = 2
+    """DeepSpeed ZeRO stage of the student."""
+    precision: Literal["fp32", "bf16"] = "fp32"
+    save_every_steps: Positive = 500
+    """Optimizer steps between two DeepSpeed checkpoints."""
+    keep_checkpoints: Positive = 2
+    """DeepSpeed checkpoints kept."""
+    log_every_steps: Positive = 10
+
+    @model_validator(mode="after")
+    def _one_of_each(self) -> "Train":
+        if (self.batch_examples is None) == (self.batch_tokens is None):
+            raise ValueError("give one of batch_examples and batch_tokens, and null for the other")
+        if (self.steps is None) == (self.epochs is None):
+            raise ValueError("give one of steps and epochs, and null for the other")
+        if self.precision == "bf16" and self.zero_stage == 0:
+            raise ValueError(
+                "bf16 needs zero_stage 1, 2 or 3 (at 0 DeepSpeed skips bad steps in silence); use 1 or fp32"
+            )
+        return self
+
+
+class Architecture(Section):
+    """A model built from scratch."""
+
+    family: Literal["bart", "t5"]
+    width: Positive
+    encoder_layers: Positive
+    decoder_layers: Positive
+    heads: Positive
+    feed_forward: Positive
+    positions: Positive = 512
+    """Longest input in tokens (BART only; T5 has relative positions)."""
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.1
+
+    @model_validator(mode="after")
+    def _heads_divide_width(self) -> "Architecture":
+        if self.width % self.heads:
+            raise ValueError(f"width {self.width} is no multiple of heads {self.heads}; change one of them")
+        return self
+
+
+class Tokenizer(Section):
+    """A tokenizer trained on the corpus's training split."""
+
+    kind: Literal["sentencepiece", "bpe"]
+    """sentencepiece: unigram model; bpe: byte-level byte-pair encoding."""
+    vocabulary: Annotated[int, Field(ge=16, le=1_000_000)]
+    """Number of tokens, special tokens included; at least 300 for bpe, which holds the 256 bytes."""
+
+    @model_validator(mode="after")
+    def _bytes_fit(self) -> "Tokenizer":
+        if self.kind == "bpe" and self.vocabulary < 300:
+            raise ValueError(f"vocabulary {self.vocabulary} is too small for bpe; expected at least 300")
+        return self
+
+
+class Benchmark(Section):
+    """Speed and memory of the teachers and students, measured in one run on one process."""
+
+    documents: Positive = 32
+    """Test documents of the latency measurement (batch 1)."""
+    rounds: Positive = 3
+    """Times that every model takes its turn; medians are reported."""
+    batch_sizes: Annotated[list[Positive], Field(min_length=1)] = [1, 4, 16, 64]
+    """Tried for the throughput; the best is reported."""
+
+
+class Report(Section):
+    """What the report shows."""
+
+    examples: Positive = 10
+    """Documents shown with every model's summary."""

@@ -1,0 +1,151 @@
+"""Shards: files that grow batch by batch, each made by one process, which may be killed at any moment.
+
+An attempt at a shard writes only to a file of its own. It begins with a copy of the whole batches that the furthest
+earlier attempt left, and takes the shard over: an attempt that is still alive (a second worker by mistake, or one on a
+node that was cut off and came back) notices before its next batch, says so and stops. So nothing is locked, no shard
+knows of another, and what two attempts wrote is never mixed. A whole shard gets its final name, then its manifest.
+"""
+
+import hashlib
+import heapq
+import json
+import logging
+import os
+import secrets
+import socket
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from distill.errors import InputError
+from distill.files import PARTIAL, fsync, sha256_file, write_json, write_text
+
+log = logging.getLogger(__name__)
+
+COPIED_BYTES = 2**24  # at a time
+
+Whole = Callable[[Path], tuple[int, int]]
+"""A growing file -> (its whole batches, their bytes)."""
+
+
+def equal_shards(work: Sequence[float], shards: int) -> list[list[int]]:
+    """Indices of `work` in parts of nearly equal work, each with the most first.
+
+    Longest processing time first (Graham 1969): the next largest goes to the part that has least so far.
+    """
+    parts: list[list[int]] = [[] for _ in range(shards)]
+    loads = [(0.0, number) for number in range(shards)]
+    for index in sorted(range(len(work)), key=lambda i: (-work[i], i)):
+        load, number = loads[0]
+        parts[number].append(index)
+        heapq.heapreplace(loads, (load + work[index], number))
+    return parts
+
+
+@dataclass(frozen=True)
+class Shard:
+    """Shard `number` of `of` in a folder."""
+
+    folder: Path
+    number: int
+    of: int
+    suffix: str
+
+    @property
+    def data(self) -> Path:
+        return self.folder / f"shard-{self.number:05d}-of-{self.of:05d}{self.suffix}"
+
+    @property
+    def manifest(self) -> Path:
+        """Says that the shard is whole, and what it holds."""
+        return self.data.with_suffix(".json")
+
+    @property
+    def claim(self) -> Path:
+        """Names the attempt that has the shard."""
+        return self.data.with_name(f"{self.data.name}.claim")
+
+    def is_complete(self) -> bool:
+        return self.manifest.exists()
+
+    def leftovers(self, key: str = "*") -> list[Path]:
+        """The files of attempts, by default of all."""
+        return sorted(self.folder.glob(f"{self.data.name}.{key}.*{PARTIAL}"))
+
+
+def shards_of(folder: Path, count: int, suffix: str) -> list[Shard]:
+    return [Shard(folder, number, count, suffix) for number in range(count)]
+
+
+def content_key(settings: Any) -> str:
+    """Short hash of all that decides a growing file's bytes, so that others are never continued."""
+    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def fill(
+    shard: Shard,
+    contents: Mapping[str, Any],
+    key: str,
+    plan: Sequence[list[int]],
+    whole: Whole,
+    make: Callable[[list[int]], bytes],
+) -> None:
+    """Fill a shard batch by batch, from where an earlier attempt was killed; nothing to do where it is complete.
+
+    `make` gives a batch's bytes, which must follow from the batch alone. The manifest holds `contents`, the number of
+    items of `plan`, bytes and SHA-256. InputError where another attempt took the shard over.
+    """
+    if shard.is_complete():
+        log.info("%s is complete", shard.data)
+        return
+    shard.folder.mkdir(parents=True, exist_ok=True)
+    owner = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}"
+    write_text(shard.claim, owner)
+    growing = shard.data.with_name(f"{shard.data.name}.{key}.{owner}{PARTIAL}")
+    with growing.open("wb") as file:
+        done = _inherit(shard, key, growing, whole)
+        file.seek(0, os.SEEK_END)
+        for number, batch in enumerate(plan[done:], start=done + 1):
+            _check_owner(shard, owner, growing)
+            file.write(make(batch))
+            file.flush()
+            log.info("%s: batch %d of %d", shard.data.name, number, len(plan))
+        os.fsync(file.fileno())
+    _check_owner(shard, owner, growing)
+    growing.replace(shard.data)
+    items, size = sum(map(len, plan)), shard.data.stat().st_size
+    record = {"items": items, "bytes": size, "sha256": sha256_file(shard.data)}
+    write_json(shard.manifest, {"contents": dict(contents), **record})
+    for leftover in shard.folder.glob(f"{shard.data.name}.*"):
+        leftover.unlink(missing_ok=True)
+    log.info("%s: %d items, %.1f MB", shard.data, items, size / 1e6)
+
+
+def _inherit(shard: Shard, key: str, growing: Path, whole: Whole) -> int:
+    """Copy the whole batches of the furthest attempt, and remove the attempts; the number of batches."""
+    earlier = [path for path in shard.leftovers(key) if path != growing]
+    if not earlier:
+        return 0
+    (done, size), furthest = max((whole(path), path) for path in earlier)
+    with furthest.open("rb") as source, growing.open("r+b") as target:
+        while part := source.read(min(COPIED_BYTES, size - source.tell())):
+            target.write(part)
+    fsync(growing)
+    for path in earlier:
+        path.unlink(missing_ok=True)
+    log.info("%s: continuing after %d whole batches of an earlier attempt", shard.data.name, done)
+    return done
+
+
+def _check_owner(shard: Shard, owner: str, growing: Path) -> None:
+    try:
+        now = shard.claim.read_text(encoding="utf-8")
+    except FileNotFoundError:  # the other attempt has finished the shard
+        now = ""
+    if now != owner:
+        growing.unlink(missing_ok=True)  # whoever has the shard copied it
+        raise InputError(
+            f"{shard.data} was taken over by another process ({now or 'which has finished it'}), so this one stops; "
+            "nothing is lost. Expected one process for each shard; give every worker shards of its own (--shard)."
+        )
