@@ -27,5 +27,8 @@ setup(
         "matplotlib>=3.11",
         "pyarrow>=26.0",
     ],
-    extras_require={"dev": ["pytest>=9.2", "ruff>=0.17", "mypy>=2.4", "types-PyYAML"]},
+    extras_require={
+        "ctranslate2": ["ctranslate2>=4.8.5"],  # a faster engine for labels
+        "dev": ["pytest>=9.2", "ruff>=0.17", "mypy>=2.4", "types-PyYAML", "ctranslate2>=4.8.5"],
+    },
 )

@@ -16,11 +16,35 @@ import pyarrow.parquet as pq
 from distill.docstrings import read_docstrings
 from distill.errors import InputError
 from distill.files import atomic_folder, write_json
-from distill.reading import BUILT_IN, Row, read_rows, split_files
-from distill.run import SPLITS, Split
+from distill.reading import BUILT_IN, Row, documents_file, read_rows, split_files
+from distill.recipe import Labels
+from distill.run import SPLITS
 from distill.sections import Corpus
 
 SCHEMA = pa.schema([("id", pa.string()), ("document", pa.string()), ("summary", pa.string())])
+LABELS_SCHEMA = pa.schema(
+    [
+        ("number", pa.int64()),  # of the document in its table
+        ("id", pa.string()),
+        ("label", pa.string()),
+        ("dropped", pa.list_(pa.string())),  # why students must not read it; empty: they may
+        ("tokens", pa.int64()),
+        ("finished", pa.bool_()),
+        *(
+            (name, pa.float64())
+            for name in (
+                "log_probability",
+                "rouge1",
+                "rouge2",
+                "rougeL",
+                "length_ratio",
+                "repeated_ngrams",
+                "copied_share",
+            )
+        ),
+    ]
+)
+DOCUMENTS = "documents.parquet"
 ROWS_PER_WRITE = 4096
 MOST_DROPPED = 0.5
 
@@ -40,12 +64,54 @@ def prepare_corpus(corpus: Corpus, seed: int, folder: Path) -> dict[str, Any]:
             counts = SplitCounts()
             kept = _sampled(_clean(rows, counts), corpus.max_examples.get(split), seed)
             _write_parquet(partial / f"{split}.parquet", kept, counts)
-            _check(split, counts, str(files.get(split, BUILT_IN)))
+            _check(f"the {split} split", counts, str(files.get(split, BUILT_IN)))
             manifest["splits"][split] = counts.summary()
         fingerprints = "".join(manifest["splits"][split]["sha256"] for split in SPLITS)
         manifest["sha256"] = hashlib.sha256(fingerprints.encode()).hexdigest()
         write_json(partial / "manifest.json", manifest)
     return manifest
+
+
+def prepare_documents(corpus: Corpus, labels: Labels, name: str, seed: int, folder: Path) -> dict[str, Any]:
+    """Write `folder`/documents.parquet of other documents that are labelled, and manifest.json; return the manifest.
+
+    Summaries are kept where the file has them, to compare the labels with; students never read them. InputError where
+    a rule of `keep_if` or `best_of` needs summaries that are not there.
+    """
+    path = documents_file(labels, name)
+    assert path is not None
+    counts = SplitCounts()
+    with atomic_folder(folder) as partial:
+        rows = _clean(read_rows(path, corpus.document, corpus.summary, needs_summary=False), counts, ("document",))
+        kept = _sampled(rows, labels.max_documents, seed)
+        _write_parquet(partial / DOCUMENTS, _with_gold(kept, labels, name, path), counts)
+        _check(f"labels.{name}.documents", counts, str(path))
+        manifest = {"source": labels.documents, **counts.summary()}
+        write_json(partial / "manifest.json", manifest)
+    return manifest
+
+
+def read_labels(documents: Path, table: Path) -> list[Row]:
+    """The labels that students may read, each as the summary of its document, in the documents' order."""
+    rows, labels = read_split(documents), pq.read_table(table, columns=["number", "label", "dropped"]).to_pylist()
+    kept = [label for label in labels if not label["dropped"]]
+    return [
+        {"id": rows[label["number"]]["id"], "document": rows[label["number"]]["document"], "summary": label["label"]}
+        for label in kept
+    ]
+
+
+def _with_gold(rows: Iterator[Row], labels: Labels, name: str, path: Path) -> Iterator[Row]:
+    """The rows; InputError at the first without the summary that a rule compares labels with."""
+    best_by_rouge = labels.best_of is not None and labels.best_of.by != "log_probability"
+    for row in rows:
+        if not row["summary"].strip() and (labels.keep_if.needs_gold or best_by_rouge):
+            key = "keep_if" if labels.keep_if.needs_gold else "best_of"
+            raise InputError(
+                f"labels.{name}.{key}: compares labels with gold summaries, but {row['id']} of {path} has none. "
+                "Expected a summary for every document; remove the rules that need one."
+            )
+        yield row
 
 
 def read_split(path: Path) -> list[Row]:
@@ -95,10 +161,12 @@ def quantiles(lengths: list[int]) -> dict[str, float]:
     return {"mean": round(statistics.fmean(ordered), 2), "min": ordered[0], **named, "max": ordered[-1]}
 
 
-def _clean(rows: Iterator[Row], counts: SplitCounts) -> Iterator[Row]:
+def _clean(
+    rows: Iterator[Row], counts: SplitCounts, fields: tuple[str, ...] = ("document", "summary")
+) -> Iterator[Row]:
     for row in rows:
         counts.read += 1
-        empty = [name for name in ("document", "summary") if not row[name].strip()]
+        empty = [name for name in fields if not row[name].strip()]
         if empty:
             counts.dropped[f"empty {empty[0]}"] += 1
         else:
@@ -127,13 +195,13 @@ def _write_parquet(path: Path, rows: Iterator[Row], counts: SplitCounts) -> None
         writer.write_table(pa.Table.from_pylist(batch, SCHEMA))
 
 
-def _check(split: Split, counts: SplitCounts, where: str) -> None:
+def _check(what: str, counts: SplitCounts, where: str) -> None:
     dropped = sum(counts.dropped.values())
     if counts.read == 0:
-        raise InputError(f"the {split} split ({where}) is empty; expected at least one example.")
+        raise InputError(f"{what} ({where}) is empty; expected at least one example.")
     if dropped > MOST_DROPPED * counts.read:
         reasons = ", ".join(f"{n} {reason}" for reason, n in counts.dropped.items())
         raise InputError(
-            f"{dropped} of {counts.read} rows of the {split} split ({where}) had to be dropped ({reasons}); "
+            f"{dropped} of {counts.read} rows of {what} ({where}) had to be dropped ({reasons}); "
             "expected at most half. Are corpus.document and corpus.summary the right fields?"
         )

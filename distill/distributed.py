@@ -58,42 +58,56 @@ class World:
 
 
 def launched_ranks(environment: Mapping[str, str]) -> dict[str, str]:
-    """RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR, MASTER_PORT for torch, from the environment of a launcher.
+    """RANK, WORLD_SIZE, LOCAL_RANK, and where there is a launcher MASTER_ADDR, MASTER_PORT for torch.
 
     The DeepSpeed launcher and torchrun set them; inside an `srun` step they come from SLURM's variables; otherwise
     this is one process on its own.
     """
     if "RANK" in environment:
-        missing = [k for k in ("WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT") if k not in environment]
+        missing = [k for k in ("WORLD_SIZE", "LOCAL_RANK") if k not in environment]
         if missing:
-            raise InputError(
-                f"RANK={environment['RANK']} is set but {', '.join(missing)} not; start the job with deepspeed, "
-                "torchrun or srun, or unset RANK."
-            )
-        return {k: environment[k] for k in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")}
+            raise InputError(_missing(environment, missing))
+        known = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
+        return {k: environment[k] for k in known if k in environment}
     if "SLURM_STEP_NUM_TASKS" in environment:  # set by srun only, never in a bare batch script
         return _from_slurm(environment)
     return {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0"}
 
 
+def place(environment: Mapping[str, str] = os.environ) -> World:
+    """This process's place among those of its launcher, without a process group: for work without collectives."""
+    launched = launched_ranks(environment)
+    rank, size, local_rank = (int(launched[key]) for key in ("RANK", "WORLD_SIZE", "LOCAL_RANK"))
+    if not torch.cuda.is_available():
+        return World(rank, size, local_rank, torch.device("cpu"))
+    device = torch.device("cuda", local_rank % torch.cuda.device_count())
+    torch.cuda.set_device(device)
+    return World(rank, size, local_rank, device)
+
+
 def start(environment: Mapping[str, str] = os.environ) -> World:
     """Join the process group (NCCL where there is a GPU, else gloo) and return this process's place in it."""
-    launched = launched_ranks(environment)
+    world, launched = place(environment), launched_ranks(environment)
+    missing = [k for k in ("MASTER_ADDR", "MASTER_PORT") if k not in launched]
+    if world.size > 1 and missing:
+        raise InputError(_missing(environment, missing))
     os.environ.update(launched)
-    rank, size, local_rank = (int(launched[key]) for key in ("RANK", "WORLD_SIZE", "LOCAL_RANK"))
-    if torch.cuda.is_available():
-        device = torch.device("cuda", local_rank % torch.cuda.device_count())
-        torch.cuda.set_device(device)
-    else:
-        device = torch.device("cpu")
+    if world.device.type == "cpu":
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
     if not dist.is_initialized():
-        backend = "nccl" if device.type == "cuda" else "gloo"
-        if size > 1:
+        backend = "nccl" if world.device.type == "cuda" else "gloo"
+        if world.size > 1:
             dist.init_process_group(backend, timeout=TIMEOUT)
         else:  # DeepSpeed wants a group even for one process: a store in memory needs no port
             dist.init_process_group(backend, store=HashStore(), rank=0, world_size=1)
-    return World(rank, size, local_rank, device)
+    return world
+
+
+def _missing(environment: Mapping[str, str], missing: list[str]) -> str:
+    return (
+        f"RANK={environment.get('RANK')} is set but {', '.join(missing)} not; start the job with deepspeed, "
+        "torchrun or srun, or unset RANK."
+    )
 
 
 def stop() -> None:

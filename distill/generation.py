@@ -1,17 +1,23 @@
-"""Documents -> summaries by beam search, sorted by length, dealt over the ranks, without collectives.
+"""Documents -> summaries by beam search, in batches of like lengths.
 
-Shapes: B documents, S source tokens.
+Shapes: B documents or their candidates, S source tokens, T output tokens, N output tokens that count, C of a chunk,
+V vocabulary, D dimensions.
 """
 
 import copy
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from transformers import DynamicCache, EncoderDecoderCache, GenerationConfig, PreTrainedModel
+from transformers.modeling_outputs import BaseModelOutput
 
 from distill.distributed import World
+from distill.forward import decode, encode
+from distill.head import chunk_tokens, chunks, logits_bias, output_scale
 from distill.sections import Generation
 
 log = logging.getLogger(__name__)
@@ -36,6 +42,17 @@ def generation_config(model: PreTrainedModel, overrides: Generation, max_target_
     return config
 
 
+def longest_output(config: GenerationConfig) -> int:
+    """Most tokens of a summary, after the start token."""
+    longest: int = config.max_new_tokens or (config.max_length or HF_DEFAULT_MAX_LENGTH) - 1
+    return longest
+
+
+def decoding_settings(config: GenerationConfig) -> dict[str, Any]:
+    """What of a generation config decides the summaries, for manifests."""
+    return {k: v for k, v in config.to_diff_dict().items() if k != "transformers_version"}
+
+
 def plan_batches(lengths: Sequence[int], batch_tokens: int) -> list[list[int]]:
     """Indices in batches of like lengths, longest first, each of at most `batch_tokens` padded source tokens."""
     batches: list[list[int]] = []
@@ -47,6 +64,88 @@ def plan_batches(lengths: Sequence[int], batch_tokens: int) -> list[list[int]]:
     return batches
 
 
+@dataclass(frozen=True)
+class Candidate:
+    """One summary of a document, and what its model says of it."""
+
+    text: str
+    log_probability: float
+    """Mean natural logarithm of the probability of its tokens, the end token included."""
+    tokens: int
+    finished: bool
+    """False where it was cut at the longest length, before an end token of its own."""
+
+
+Engine = Callable[[Sequence[list[int]]], list[list[Candidate]]]
+"""Token ids of a batch of documents -> the candidates of each, best first."""
+
+
+@dataclass(frozen=True)
+class HuggingFace:
+    """The engine of transformers: beam search by `generate`, and one more pass of the decoder that scores its output.
+
+    The model is a plain replica in eval mode; `config.num_return_sequences` is the number of candidates.
+    """
+
+    model: PreTrainedModel
+    tokenizer: Any
+    config: GenerationConfig
+    device: torch.device
+
+    @torch.no_grad()
+    def __call__(self, source: Sequence[list[int]]) -> list[list[Candidate]]:
+        input_ids_BS, mask_BS = _padded(source, self.tokenizer.pad_token_id, self.device)
+        encoded_BSD = encode(self.model, input_ids_BS, mask_BS).last
+        output_BT = _beam_search(self.model, input_ids_BS, mask_BS, self.config, encoded_BSD)
+        count = self.config.num_return_sequences or 1
+        counted_BT = tokens_that_count(output_BT[:, 1:], _end_tokens(self.config))
+        means = self._mean_log_probabilities(
+            output_BT, counted_BT, encoded_BSD.repeat_interleave(count, 0), mask_BS.repeat_interleave(count, 0)
+        )
+        texts = decode_texts(self.tokenizer, output_BT)
+        lengths, finished = counted_BT.sum(1).tolist(), self._finished(output_BT[:, 1:], counted_BT)
+        each = [Candidate(*values) for values in zip(texts, means, lengths, finished, strict=True)]
+        return [each[i : i + count] for i in range(0, len(each), count)]
+
+    def _mean_log_probabilities(
+        self, output_BT: torch.Tensor, counted_BT: torch.Tensor, encoded_BSD: torch.Tensor, mask_BS: torch.Tensor
+    ) -> list[float]:
+        """The output begins with the start token; `counted_BT` is one column shorter."""
+        decoded_BTD = decode(self.model, output_BT[:, :-1], encoded_BSD, mask_BS).last
+        hidden_ND = decoded_BTD[counted_BT] * output_scale(self.model.config.to_dict())
+        labels_N = output_BT[:, 1:][counted_BT]
+        weight_VD, bias_V = self.model.get_output_embeddings().weight, logits_bias(self.model)
+        parts = []
+        for rows in chunks(len(labels_N), chunk_tokens(weight_VD.shape[0])):
+            logits_CV = hidden_ND[rows] @ weight_VD.T
+            logits_CV = (logits_CV if bias_V is None else logits_CV + bias_V).float()
+            parts.append(-F.cross_entropy(logits_CV, labels_N[rows], reduction="none"))
+        sums_B = torch.zeros(len(output_BT), device=self.device)
+        row_N = counted_BT.nonzero()[:, 0]
+        sums_B.index_add_(0, row_N, torch.cat(parts))
+        means: list[float] = (sums_B / counted_BT.sum(1)).tolist()
+        return means
+
+    def _finished(self, tokens_BT: torch.Tensor, counted_BT: torch.Tensor) -> list[bool]:
+        """An end token that was forced at the longest length does not end a summary."""
+        ends_B = (torch.isin(tokens_BT, _end_tokens(self.config).to(tokens_BT.device)) & counted_BT).any(1)
+        if self.config.forced_eos_token_id is not None:
+            ends_B &= counted_BT.sum(1) < longest_output(self.config)
+        finished: list[bool] = ends_B.tolist()
+        return finished
+
+
+def tokens_that_count(tokens_BT: torch.Tensor, end_tokens: torch.Tensor) -> torch.Tensor:
+    """True up to the first end token, itself included; everywhere in a row without one."""
+    ends_BT = torch.isin(tokens_BT, end_tokens.to(tokens_BT.device)).long()
+    return ends_BT.cumsum(1) - ends_BT == 0
+
+
+def decode_texts(tokenizer: Any, output_BT: Any) -> list[str]:
+    texts = tokenizer.batch_decode(output_BT, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+    return [text.strip() for text in texts]
+
+
 def generate(
     model: PreTrainedModel,
     tokenizer: Any,
@@ -56,23 +155,9 @@ def generate(
     device: torch.device,
 ) -> Iterator[tuple[list[int], list[str]]]:
     """(indices, summaries) of each batch, in the order of `batches`. The model is a plain replica in eval mode."""
-    pad = tokenizer.pad_token_id
     for indices in batches:
-        longest = max(len(source[i]) for i in indices)
-        input_ids_BS = torch.tensor([source[i] + [pad] * (longest - len(source[i])) for i in indices])
-        mask_BS = torch.tensor([[1] * len(source[i]) + [0] * (longest - len(source[i])) for i in indices])
-        with torch.no_grad():
-            output = model.generate(
-                input_ids=input_ids_BS.to(device),
-                attention_mask=mask_BS.to(device),
-                generation_config=config,
-                # Made here, since transformers sizes its own by the encoder's depth: too few for a T5 whose decoder
-                # is the deeper one.
-                past_key_values=EncoderDecoderCache(DynamicCache(), DynamicCache()),
-                synced_gpus=False,  # replicas stop apart from each other
-            )
-        texts = tokenizer.batch_decode(output, skip_special_tokens=True, clean_up_tokenization_spaces=False)
-        yield indices, [text.strip() for text in texts]
+        input_ids_BS, mask_BS = _padded([source[i] for i in indices], tokenizer.pad_token_id, device)
+        yield indices, decode_texts(tokenizer, _beam_search(model, input_ids_BS, mask_BS, config))
 
 
 def summarize(
@@ -96,3 +181,38 @@ def summarize(
     everything = {index: text for part in gathered for index, text in part.items()}
     assert len(everything) == len(source), "a document was lost on its way"
     return [everything[i] for i in range(len(source))]
+
+
+@torch.no_grad()
+def _beam_search(
+    model: PreTrainedModel,
+    input_ids_BS: torch.Tensor,
+    mask_BS: torch.Tensor,
+    config: GenerationConfig,
+    encoded_BSD: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """output_BT: start token, summary, padding. The encoder's output may be given, where it was computed before."""
+    encoder_outputs = {} if encoded_BSD is None else {"encoder_outputs": BaseModelOutput(last_hidden_state=encoded_BSD)}
+    output_BT: torch.Tensor = model.generate(
+        input_ids=input_ids_BS,
+        attention_mask=mask_BS,
+        generation_config=config,
+        # Made here, since transformers sizes its own by the encoder's depth: too few for a T5 whose decoder is the
+        # deeper one.
+        past_key_values=EncoderDecoderCache(DynamicCache(), DynamicCache()),
+        synced_gpus=False,  # replicas stop apart from each other
+        **encoder_outputs,
+    )
+    return output_BT
+
+
+def _padded(source: Sequence[list[int]], pad: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    """(input_ids_BS, mask_BS)"""
+    longest = max(map(len, source))
+    input_ids = [row + [pad] * (longest - len(row)) for row in source]
+    mask = [[1] * len(row) + [0] * (longest - len(row)) for row in source]
+    return torch.tensor(input_ids).to(device), torch.tensor(mask).to(device)
+
+
+def _end_tokens(config: GenerationConfig) -> torch.Tensor:
+    return torch.tensor(config.eos_token_id).flatten()

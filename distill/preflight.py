@@ -7,6 +7,7 @@ from typing import Any
 from distill.distillation import distillation, student_layers
 from distill.errors import InputError
 from distill.families import Shape, shape_of
+from distill.reading import documents_file
 from distill.recipe import Recipe, Teacher
 from distill.sections import Architecture
 
@@ -47,6 +48,8 @@ def check_recipe(recipe: Recipe) -> None:
         shape = teacher_shape(recipe, name)
         if shape:
             check_teacher(recipe, name, shape)
+    for name, labels in recipe.labels.items():
+        documents_file(labels, name)
 
 
 def check_teacher(recipe: Recipe, name: str, shape: Shape) -> None:
@@ -136,6 +139,7 @@ def check_limits(recipe: Recipe, shape: Shape, where: str) -> None:
     members |= {f"students.{name}": student.evaluate for name, student in recipe.students.items()}
     for name, evaluate in members.items():
         lengths[f"{name}.evaluate.generation.max_new_tokens"] = evaluate.generation.max_new_tokens if evaluate else None
+    lengths |= {f"labels.{name}.max_new_tokens": labels.max_new_tokens for name, labels in recipe.labels.items()}
     for key, length in lengths.items():
         if shape.positions is not None and length is not None and length > shape.positions:
             raise InputError(

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import IO
 
 from distill.errors import InputError
+from distill.recipe import Labels
 from distill.run import Split
 from distill.sections import Corpus
 
@@ -34,30 +35,23 @@ def split_files(corpus: Corpus) -> dict[Split, Path]:
     return {split: _split_file(split, path, folder) for split, path in given.items()}
 
 
-def read_rows(path: Path, document: str, summary: str) -> Iterator[Row]:
+def documents_file(labels: Labels, name: str) -> Path | None:
+    """The file of the documents that are labelled in place of the training split; InputError where it is missing."""
+    return None if labels.documents is None else _data_file(f"labels.{name}.documents", labels.documents)
+
+
+def read_rows(path: Path, document: str, summary: str, needs_summary: bool = True) -> Iterator[Row]:
     """Rows of a JSON-lines file (plain, .xz, .gz). InputError names the file, the line and what is wrong there."""
     with contextlib.closing(_open(path)) as file:
         for number, line in enumerate(_lines(file, path), start=1):
             if line.strip():
                 where = f"{path}, line {number}"
-                yield _check_encodable(_row(line, where, number, document, summary), where)
+                yield _check_encodable(_row(line, where, number, document, summary, needs_summary), where)
 
 
 def _split_file(split: Split, given: str | None, folder: Path) -> Path:
     if given is not None:
-        path = Path(given)
-        if path.is_dir():
-            raise InputError(
-                f"corpus.{split}: {given!r} is a folder, expected a file. Only corpus.train takes a folder."
-            )
-        if not path.is_file():
-            raise InputError(
-                f"corpus.{split}: {given!r} given, but there is no such file or folder. "
-                f"Expected a {', '.join(SUFFIXES[:4])} file, or for corpus.train also a folder or {BUILT_IN!r}."
-            )
-        if not path.name.endswith(SUFFIXES):
-            raise InputError(f"corpus.{split}: {given!r} given, expected a file that ends in {', '.join(SUFFIXES)}.")
-        return path
+        return _data_file(f"corpus.{split}", given)
     found = [folder / f"{name}{suffix}" for name in ALIASES[split] for suffix in SUFFIXES]
     existing = [path for path in found if path.is_file()]
     if not existing:
@@ -67,6 +61,21 @@ def _split_file(split: Split, given: str | None, folder: Path) -> Path:
         names = ", ".join(path.name for path in existing)
         raise InputError(f"{folder} has several {split} splits: {names}. Remove all but one, or name it.")
     return existing[0]
+
+
+def _data_file(key: str, given: str) -> Path:
+    path = Path(given)
+    if path.is_dir():
+        raise InputError(f"{key}: {given!r} is a folder, expected a file. Only corpus.train takes a folder.")
+    if not path.is_file():
+        also = f", or also a folder or {BUILT_IN!r}" if key == "corpus.train" else ""
+        raise InputError(
+            f"{key}: {given!r} given, but there is no such file or folder. "
+            f"Expected a {', '.join(SUFFIXES[:4])} file{also}; correct the path."
+        )
+    if not path.name.endswith(SUFFIXES):
+        raise InputError(f"{key}: {given!r} given, expected a file that ends in {', '.join(SUFFIXES)}.")
+    return path
 
 
 def _open(path: Path) -> IO[bytes]:
@@ -89,7 +98,7 @@ def _lines(file: IO[bytes], path: Path) -> Iterator[str]:
         raise InputError(f"{path} cannot be read: {error}. Expected a whole file; copy it again.") from None
 
 
-def _row(line: str, where: str, number: int, document: str, summary: str) -> Row:
+def _row(line: str, where: str, number: int, document: str, summary: str, needs_summary: bool) -> Row:
     try:
         value = json.loads(line)
     except (ValueError, RecursionError) as error:
@@ -98,6 +107,8 @@ def _row(line: str, where: str, number: int, document: str, summary: str) -> Row
         raise InputError(
             f"{where}: {type(value).__name__} given, expected an object with {document!r} and {summary!r}."
         )
+    if not needs_summary:
+        value.setdefault(summary, None)
     for name in (document, summary):
         if name not in value:
             raise InputError(

@@ -1,5 +1,6 @@
 """The schema of a recipe: one YAML file, the whole experiment (what, never where). `recipe_file.py` reads it."""
 
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
@@ -9,11 +10,13 @@ from distill.sections import (
     Benchmark,
     Corpus,
     Evaluate,
+    Generation,
     LayerList,
     Layers,
     MemberName,
     Name,
     Number,
+    Percent,
     Positive,
     Report,
     Section,
@@ -137,8 +140,122 @@ class Objective(Section):
         return self.kl is not None or self.hidden is not None
 
 
+class KeepIf(Section):
+    """Which labels students read: those that keep every rule that is given. Shares and ROUGE are 0 to 100."""
+
+    rouge1_at_least: Percent | None = None
+    """ROUGE-1 of the label against the gold summary."""
+    rouge2_at_least: Percent | None = None
+    rougeL_at_least: Percent | None = None
+    length_ratio_at_least: Annotated[Number, Field(gt=0)] | None = None
+    """Words of the label over words of the gold summary."""
+    length_ratio_at_most: Annotated[Number, Field(gt=0)] | None = None
+    repeated_ngrams_at_most: Percent | None = None
+    """Share of the label's trigrams that stood in it before."""
+    copied_share_at_most: Percent | None = None
+    """Share of the label's different bigrams that its document has."""
+    log_probability_at_least: Annotated[Number, Field(le=0)] | None = None
+    """Of the teacher, per token (natural logarithm, mean over the label's tokens)."""
+    finished: Literal[True] | None = None
+    """The teacher ended the label itself, before the longest length."""
+
+    @property
+    def given(self) -> dict[str, Any]:
+        return self.model_dump(exclude_none=True)
+
+    @property
+    def needs_gold(self) -> bool:
+        return any(rule.startswith(("rouge", "length_ratio")) for rule in self.given)
+
+
+class BestOf(Section):
+    """Keep one of the n best summaries of the beam."""
+
+    n: Annotated[Positive, Field(ge=2)]
+    """At most `num_beams`."""
+    by: Literal["rouge1", "rouge2", "rougeL", "log_probability"]
+    """ROUGE to the gold summary, or the teacher's mean log-probability per token."""
+
+
+class LabelEngine(Section):
+    """What generates."""
+
+    name: Literal["huggingface", "ctranslate2"] = "huggingface"
+    compute: Literal["fp32", "fp16", "int8"] = "fp32"
+    """Of ctranslate2."""
+    agreement_at_least: Percent = 90.0
+    """Mean ROUGE-L between its summaries and those of huggingface, below which it must not label."""
+    documents: Positive = 200
+    """On which the two are compared."""
+
+
+def _engine_block(value: Any) -> Any:
+    return {"name": value} if isinstance(value, str) else value
+
+
+class Labels(Generation):
+    """Pseudo-labels: a teacher's summaries of the training documents, or of others. Decoding keys that are left out are
+    as in the teacher's `evaluate.generation`, else as in the model's own generation config."""
+
+    teacher: str | None = None
+    """One of `teachers`; by default that of the labels' own name."""
+    documents: str | None = None
+    """A JSON-lines file of other documents to label, in place of the training split; it needs no summaries."""
+    max_documents: Positive | None = None
+    """A seeded sample of `documents`; by default all."""
+    shards: Positive = 8
+    """Parts that are labelled apart from each other (`python -m jobs.label ... --shard 3`)."""
+    batch_tokens: Positive = 8192
+    """Source tokens, padding included, of one batch of beam search; one that does not fit the memory is halved."""
+    precision: Literal["fp32", "bf16"] | None = None
+    """By default the teacher's, else fp32."""
+    engine: Annotated[
+        LabelEngine,
+        BeforeValidator(_engine_block, json_schema_input_type=LabelEngine | Literal["huggingface", "ctranslate2"]),
+    ] = LabelEngine()
+    best_of: BestOf | None = None
+    attention_temperature: Annotated[Number, Field(gt=0)] | None = None
+    """Divides the scores of every attention of the teacher while it labels (PLATE, Zhang et al. 2022: 1.5 or 2.0 gives
+    shorter, more abstractive labels)."""
+    keep_if: KeepIf = KeepIf()
+
+    @model_validator(mode="after")
+    def _goes_together(self) -> "Labels":
+        if self.max_documents and not self.documents:
+            raise ValueError("max_documents needs documents; corpus.max_examples samples the training split")
+        if self.best_of and self.num_beams and self.best_of.n > self.num_beams:
+            raise ValueError(f"best_of.n is {self.best_of.n}, more than num_beams {self.num_beams}; raise num_beams")
+        if self.engine.name == "ctranslate2" and self.precision:
+            raise ValueError("precision is that of huggingface; give engine.compute for ctranslate2")
+        return self
+
+
+GOLD = "gold"
+
+
+def _sources(value: Any) -> Any:
+    if isinstance(value, list):
+        twice = {str(name) for name in value if value.count(name) > 1}
+        if twice:
+            raise ValueError(f"{', '.join(sorted(twice))} stands twice; to read it twice give {{NAME: 2}}")
+        return dict.fromkeys(map(str, value), 1.0)
+    return value
+
+
+def sources(train_on: Mapping[str, float]) -> str:
+    """What a student reads, in words: `gold + bart x 0.5`."""
+    return " + ".join(name if times == 1 else f"{name} x {times:g}" for name, times in train_on.items())
+
+
+TrainOn = Annotated[
+    dict[str, Annotated[Number, Field(gt=0)]],
+    Field(min_length=1),
+    BeforeValidator(_sources, json_schema_input_type=dict[str, float] | list[str]),
+]
+
+
 class Student(Section):
-    """A teacher with fewer layers, fine-tuned on the gold summaries and, with `objective`, against its teacher."""
+    """A teacher with fewer layers, fine-tuned on gold summaries or labels and, with `objective`, against its teacher."""
 
     teacher: str
     """The name of one of `teachers`."""
@@ -148,6 +265,8 @@ class Student(Section):
     """A depth or a list of layers of the model it begins with; by default all."""
     decoder_layers: Layers | None = None
     """A depth or a list of layers of the model it begins with; by default all."""
+    train_on: TrainOn = {GOLD: 1.0}  # noqa: RUF012 - frozen
+    """`gold`, or names of `labels`, as a list; or as a block with how often an epoch reads each: {gold: 1, bart: 0.5}."""
     objective: Objective = Objective()
     train: Train = Field(default_factory=lambda: Train(steps=1))
     """These keys over the recipe's `train`."""
@@ -163,6 +282,7 @@ class Recipe(Section):
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 42
     corpus: Corpus
     teachers: dict[MemberName, Teacher] = Field(min_length=1)
+    labels: dict[MemberName, Labels] = Field(default_factory=dict)
     students: dict[MemberName, Student] = Field(default_factory=dict)
     train: Train = Field(default_factory=lambda: Train(steps=1))
     """Required (steps or epochs) as soon as anything is trained."""

@@ -12,7 +12,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from distill.errors import InputError
-from distill.recipe import Recipe
+from distill.recipe import GOLD, Recipe
 
 
 def load_recipe(path: str | Path, overrides: list[str] | None = None) -> Recipe:
@@ -25,7 +25,7 @@ def load_recipe(path: str | Path, overrides: list[str] | None = None) -> Recipe:
 
 def parse_recipe(raw: dict[str, Any], where: str = "recipe") -> Recipe:
     """Validate a recipe given as nested dictionaries."""
-    for group in ("teachers", "students"):
+    for group in ("teachers", "labels", "students"):
         if isinstance(raw.get(group), dict):  # YAML reads the name 12 as a number
             raw = raw | {group: {str(name): member for name, member in raw[group].items()}}
     merged = _with_inherited(raw)
@@ -33,14 +33,9 @@ def parse_recipe(raw: dict[str, Any], where: str = "recipe") -> Recipe:
         recipe = Recipe.model_validate(merged)
     except ValidationError as error:
         raise InputError(_explain(error, raw, where)) from None
-    unknown = [
-        f"  students.{name}.teacher: {student.teacher!r} is not among the teachers; "
-        f"expected one of {', '.join(recipe.teachers)}"
-        for name, student in recipe.students.items()
-        if student.teacher not in recipe.teachers
-    ]
-    if unknown:
-        raise InputError("\n".join([f"{where} is not a valid recipe:", *unknown]))
+    wrong = [*_unknown_names(recipe), *_contradictions(recipe)]
+    if wrong:
+        raise InputError("\n".join([f"{where} is not a valid recipe:", *wrong]))
     return recipe
 
 
@@ -159,6 +154,36 @@ def _lay_over(shared: dict[str, Any], own: dict[str, Any]) -> dict[str, Any]:
 
 
 # ------------------------------------------------------------------------------------------------ errors
+
+
+def _unknown_names(recipe: Recipe) -> Iterator[str]:
+    teachers, sources = list(recipe.teachers), [GOLD, *recipe.labels]
+    for name, student in recipe.students.items():
+        if student.teacher not in teachers:
+            yield _not_among(f"students.{name}.teacher", student.teacher, "the teachers", teachers)
+        for source in student.train_on:
+            if source not in sources:
+                yield _not_among(f"students.{name}.train_on", source, "gold and the labels", sources)
+    for name, labels in recipe.labels.items():
+        if (labels.teacher or name) not in teachers:
+            key = f"labels.{name}" + (".teacher" if labels.teacher else "")
+            yield _not_among(key, labels.teacher or name, "the teachers", teachers)
+
+
+def _contradictions(recipe: Recipe) -> Iterator[str]:
+    if GOLD in recipe.labels:
+        yield f"  labels.{GOLD}: this is the name of the gold summaries; give the labels another"
+    for name, student in recipe.students.items():
+        teacher = recipe.teachers.get(student.teacher)
+        if teacher and teacher.cache and student.objective.needs_teacher and student.train_on != {GOLD: 1.0}:
+            yield (
+                f"  students.{name}.train_on: {', '.join(student.train_on)} given, but the cache of teacher "
+                f"{student.teacher} holds what it says about the gold summaries; remove its cache, or train_on"
+            )
+
+
+def _not_among(key: str, given: str, what: str, valid: list[str]) -> str:
+    return f"  {key}: {given!r} is not among {what}; expected one of {', '.join(valid)}"
 
 
 def _explain(error: ValidationError, raw: dict[str, Any], where: str) -> str:

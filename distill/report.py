@@ -9,16 +9,25 @@ import matplotlib
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
+import pyarrow.parquet as pq
 
 from distill.families import shape_of
 from distill.files import read_json, read_jsonl
 from distill.pretrained import load_config
 from distill.reading import Row
-from distill.recipe import Student
-from distill.run import Member, Run
+from distill.recipe import GOLD, Student, sources
+from distill.run import LabelSet, Member, Run
 from distill.scores import first_sentence, score
 
 SCORES = ("rouge1", "rouge2", "rougeL")
+MEASURES = {
+    "rouge2": "ROUGE-2 to gold",
+    "rougeL": "ROUGE-L to gold",
+    "length_ratio": "words / gold words",
+    "copied_share": "copied bigrams %",
+    "repeated_ngrams": "repeated trigrams %",
+    "log_probability": "mean log-probability",
+}
 
 
 @dataclass(frozen=True)
@@ -63,6 +72,12 @@ def write_report(run: Run, rows: list[Row], folder: Path) -> None:
             "![training loss](training_loss.png)\n",
             "![validation](validation.png)\n",
         ]
+    sets = run.label_sets()
+    if sets:
+        parts += ["## Labels\n", _labels(sets)]
+        for labels in sets:
+            plot_labels(labels, folder / f"labels_{labels.name}.png")
+            parts.append(f"![labels {labels.name}](labels_{labels.name}.png)\n")
     parts += ["## Summaries side by side\n", *_examples(run, lines, rows)]
     (folder / "report.md").write_text("\n".join(parts), encoding="utf-8")
 
@@ -101,6 +116,24 @@ def plot_training(lines: list[Line], run: Run, folder: Path) -> None:
     axes.set(xlabel="optimizer step", ylabel="validation score (evaluate.metric)")
     axes.legend(fontsize=8)
     _save(figure, folder / "validation.png")
+
+
+def plot_labels(labels: LabelSet, path: Path) -> None:
+    """How every measure is distributed over the labels, those that were dropped apart."""
+    rows = pq.read_table(labels.table).to_pylist()
+    measures = {name: title for name, title in MEASURES.items() if any(row[name] is not None for row in rows)}
+    figure, grid = plt.subplots(2, -(-len(measures) // 2), figsize=(12, 5), squeeze=False)
+    for axes, (name, title) in zip(grid.flat, measures.items(), strict=False):
+        groups = {"kept": [], "dropped": []}  # type: dict[str, list[float]]
+        for row in rows:
+            if row[name] is not None:
+                groups["dropped" if row["dropped"] else "kept"].append(row[name])
+        axes.hist(list(groups.values()), bins=30, stacked=True, label=list(groups), color=["tab:blue", "lightgrey"])
+        axes.set(xlabel=title, ylabel="labels")
+    for axes in grid.flat[len(measures) :]:
+        axes.axis("off")
+    grid[0, 0].legend(fontsize=8)
+    _save(figure, path)
 
 
 def _save(figure: Any, path: Path) -> None:
@@ -177,8 +210,26 @@ def _quality(scores: dict[str, Any]) -> list[str]:
     return [*rouge, f"{scores['summary_words']:.1f}", f"{novel:.0f}" if novel is not None else "-"]
 
 
+def _labels(sets: list[LabelSet]) -> str:
+    head = ["labels", "teacher", "documents", "kept", "dropped by", "words", "ROUGE-1", "ROUGE-2", "ROUGE-L", "copied %",
+            "unfinished"]  # fmt: skip
+    table = [_row(head), _row(["---"] * len(head))]
+    for labels in sets:
+        manifest = read_json(labels.manifest)
+        measures = manifest["measures"]
+        dropped = ", ".join(f"{rule}: {count}" for rule, count in manifest["dropped"].items()) or "-"
+        means = [measures.get(name, {}).get("mean") for name in ("words", *SCORES, "copied_share")]
+        counts = [str(manifest["documents"]), str(manifest["kept"]), dropped]
+        shown = ["-" if mean is None else f"{mean:.2f}" for mean in means]
+        table.append(_row([labels.name, labels.teacher, *counts, *shown, str(measures["unfinished"])]))
+    note = (
+        "Means over all labels, the dropped ones too; ROUGE against gold summaries, where there are any. One label may "
+    )
+    return "\n".join([*table, "", note + "break several rules.\n"])
+
+
 def _before_and_after(lines: list[Line], run: Run) -> str:
-    head = ["model", "scored against", "metric", "before training", "best", "at step", "steps"]
+    head = ["model", "reads", "scored against", "metric", "before training", "best", "at step", "steps"]
     table = [_row(head), _row(["---"] * len(head))]
     for line in lines:
         metric = run.evaluate_settings(line.member).metric
@@ -187,24 +238,32 @@ def _before_and_after(lines: list[Line], run: Run) -> str:
         step, best = max(((s, v) for s, v in curve if s > 0), key=lambda point: point[1])
         shown = f"{before[0]:.2f}" if before else "-"
         against = _objective(run, line.member)
-        table.append(_row([str(line.member), against, metric, shown, f"{best:.2f}", str(step), str(curve[-1][0])]))
+        reads = _reads(run, line.member)
+        table.append(
+            _row([str(line.member), reads, against, metric, shown, f"{best:.2f}", str(step), str(curve[-1][0])])
+        )
     return "\n".join([*table, "", "On the validation sample, with the beams of `evaluate.num_beams`.\n"])
+
+
+def _reads(run: Run, member: Member) -> str:
+    settings = run.settings(member)
+    return sources(settings.train_on) if isinstance(settings, Student) else GOLD
 
 
 def _objective(run: Run, member: Member) -> str:
     """The terms of the loss with their weights."""
     settings = run.settings(member)
     if not isinstance(settings, Student):
-        return "gold"
+        return "targets"
     objective = settings.objective
-    terms = [f"{objective.cross_entropy:g} gold"] if objective.cross_entropy else []
+    terms = [f"{objective.cross_entropy:g} targets"] if objective.cross_entropy else []
     if objective.kl:
         terms.append(f"{objective.kl.weight:g} KL ({objective.kl.direction}, T {objective.kl.temperature:g})")
     if objective.hidden:
         terms.append(f"{objective.hidden.weight:g} hidden states")
     cache = run.recipe.teachers[settings.teacher].cache
     how = f"; teacher from its cache of {cache.keep}" if cache and objective.needs_teacher else ""
-    return " + ".join(terms) + how if objective.needs_teacher else "gold"
+    return " + ".join(terms) + how if objective.needs_teacher else "targets"
 
 
 def _examples(run: Run, lines: list[Line], rows: list[Row]) -> list[str]:

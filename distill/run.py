@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from distill.errors import InputError
 from distill.files import check_writable, write_text
-from distill.recipe import Recipe, Student, Teacher
+from distill.recipe import Labels, Recipe, Student, Teacher
 from distill.recipe_file import dump_recipe, flatten, load_recipe
 from distill.sections import Evaluate, Train
 
@@ -70,6 +70,45 @@ class Member:
     def evaluation(self, split: Split) -> Path:
         return self.folder / "evaluation" / split
 
+    def evaluation_shards(self, split: Split) -> Path:
+        """While a split is summarized; removed once it is scored."""
+        return self.folder / "evaluation" / f"{split}-shards"
+
+
+@dataclass(frozen=True)
+class LabelSet:
+    """The labels of one name and their folder."""
+
+    name: str
+    folder: Path
+    settings: Labels
+
+    def __str__(self) -> str:
+        return f"labels {self.name}"
+
+    @property
+    def teacher(self) -> str:
+        return self.settings.teacher or self.name
+
+    @property
+    def documents(self) -> Path:
+        """The documents that are labelled, where they are not those of the training split."""
+        return self.folder / "documents"
+
+    @property
+    def engine(self) -> Path:
+        """The converted teacher of an engine other than Hugging Face, and how it compares."""
+        return self.folder / "engine"
+
+    @property
+    def table(self) -> Path:
+        return self.folder / "labels.parquet"
+
+    @property
+    def manifest(self) -> Path:
+        """Says that the labels are merged, and what they are."""
+        return self.folder / "manifest.json"
+
 
 @dataclass(frozen=True)
 class Run:
@@ -105,6 +144,22 @@ class Run:
                 f"{name!r} is not among the recipe's {group}; expected one of {', '.join(names) or '(none)'}."
             )
         return Member(group, name, self.folder / group / name)
+
+    def label_set(self, name: str) -> LabelSet:
+        """InputError where the recipe has no such labels."""
+        if name not in self.recipe.labels:
+            raise InputError(
+                f"{name!r} is not among the recipe's labels; expected one of {', '.join(self.recipe.labels) or '(none)'}."
+            )
+        return LabelSet(name, self.folder / "labels" / name, self.recipe.labels[name])
+
+    def label_sets(self) -> list[LabelSet]:
+        return [self.label_set(name) for name in self.recipe.labels]
+
+    def is_prepared(self) -> bool:
+        """True where the corpus, and all other documents that are labelled, are there."""
+        extra = [labels for labels in self.label_sets() if labels.settings.documents]
+        return self.corpus.exists() and all(labels.documents.exists() for labels in extra)
 
     def members(self) -> list[Member]:
         """All teachers, then all students, in the recipe's order."""
@@ -178,11 +233,10 @@ def refuse_changes(begun: Recipe, now: Recipe, folder: Path) -> None:
 def _may_change(key: str, begun: Recipe) -> bool:
     group, _, rest = key.partition(".")
     name = rest.partition(".")[0]
-    is_new = (group == "students" and name not in begun.students) or (
-        group == "teachers" and name not in begun.teachers
-    )
-    placement = re.fullmatch(r"teachers\.[^.]+\.(zero_stage|offload)", key) is not None
-    return is_new or placement or key.endswith(FREE_KEYS) or group in ("benchmark", "report") or key == "students"
+    known: dict[str, Any] = {"students": begun.students, "teachers": begun.teachers, "labels": begun.labels}
+    is_new = group in known and name not in known[group]
+    placement = re.fullmatch(r"teachers\.[^.]+\.(zero_stage|offload)|labels\.[^.]+\.batch_tokens", key) is not None
+    return is_new or placement or key.endswith(FREE_KEYS) or group in ("benchmark", "report")
 
 
 def _echoes(key: str, old: dict[str, Any], new: dict[str, Any]) -> bool:

@@ -21,6 +21,7 @@ def no_bool(value: Any) -> Any:
 
 Number = Annotated[float, BeforeValidator(no_bool)]
 LayerList = Annotated[list[Annotated[int, BeforeValidator(no_bool), Field(ge=0)]], Field(min_length=1)]
+Percent = Annotated[Number, Field(ge=0, le=100)]
 Positive = Annotated[int, BeforeValidator(no_bool), Field(gt=0)]
 Layers = Positive | list[Annotated[int, Field(ge=0)]]
 
@@ -85,6 +86,8 @@ class Evaluate(Section):
     """What decides which weights are the best."""
     batch_tokens: Positive = 8192
     """Source tokens, padding included, of one batch of beam search on one process."""
+    shards: Positive = 8
+    """Parts of the final test, dealt over the processes; a killed one continues where it stopped."""
     generation: Generation = Generation()
 
 

@@ -78,6 +78,11 @@ def shards_of(folder: Path, count: int, suffix: str) -> list[Shard]:
     return [Shard(folder, number, count, suffix) for number in range(count)]
 
 
+def count_done(shards: Sequence[Shard]) -> tuple[int, int]:
+    """(whole shards, all shards)"""
+    return sum(shard.is_complete() for shard in shards), len(shards)
+
+
 def content_key(settings: Any) -> str:
     """Short hash of all that decides a growing file's bytes, so that others are never continued."""
     return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:12]

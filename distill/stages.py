@@ -3,72 +3,124 @@
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from distill.files import read_json, sha256_file
-from distill.recipe import Recipe, Teacher
-from distill.run import Member, Run
-from distill.shards import shards_of
+from distill.recipe import GOLD, Recipe
+from distill.run import LabelSet, Member, Run
+from distill.shards import count_done, shards_of
+
+Kind = Literal["one process", "process group", "workers"]
+Shards = Callable[[], tuple[int, int]]
 
 
 @dataclass(frozen=True)
 class Stage:
-    """One job of the graph. `all_processes`: runs on every GPU (or CPU process) instead of one process."""
+    """One job of the graph.
+
+    A process group is one process for every GPU (or CPU process), which work together; workers are as many, which know
+    nothing of each other. `shards_done` counts (whole shards, all shards) where there are any.
+    """
 
     job: str
-    member: Member | None
+    subject: Member | LabelSet | None
     needs: tuple[str, ...]
     is_complete: Callable[[], bool] = field(compare=False)
-    all_processes: bool = False
+    kind: Kind = "one process"
+    shards_done: Shards | None = field(default=None, compare=False)
 
     @property
     def name(self) -> str:
         """Also the stem of its log file."""
-        return stage_name(self.job, self.member)
+        return stage_name(self.job, self.subject)
+
+    @property
+    def member(self) -> Member | None:
+        return self.subject if isinstance(self.subject, Member) else None
 
     @property
     def arguments(self) -> list[str]:
         """The job's arguments after the recipe."""
-        return [f"--{self.member.group.removesuffix('s')}", self.member.name] if self.member else []
+        if self.subject is None:
+            return []
+        group = f"--{self.subject.group.removesuffix('s')}" if isinstance(self.subject, Member) else "--labels"
+        return [group, self.subject.name]
 
 
-def stage_name(job: str, member: Member | None) -> str:
-    if member is None:
+def stage_name(job: str, subject: Member | LabelSet | None) -> str:
+    if subject is None:
         return job
-    return f"teacher-{member.name}" if job == "teacher" else f"{job}-{member.group.removesuffix('s')}-{member.name}"
+    if isinstance(subject, LabelSet):
+        return f"{job}-{subject.name}"
+    return f"teacher-{subject.name}" if job == "teacher" else f"{job}-{subject.group.removesuffix('s')}-{subject.name}"
 
 
 def stages(run: Run) -> list[Stage]:
-    """All stages in an order that respects their needs: prepare, teachers, students, benchmark, report."""
-    graph = [Stage("prepare", None, (), run.corpus.exists)]
-    for member in run.members():
-        graph += _stages_of(run, member)
+    """All stages in an order that respects their needs: prepare, teachers, labels, students, benchmark, report."""
+    graph = [Stage("prepare", None, (), run.is_prepared)]
+    members = run.members()
+    for member in (member for member in members if member.group == "teachers"):
+        graph += _stages_of_teacher(run, member)
+    for labels in run.label_sets():
+        graph += _stages_of_labels(run, labels)
+    for member in (member for member in members if member.group == "students"):
+        graph += _stages_of_student(run, member)
+    done = tuple(stage.name for stage in graph if stage.job in ("evaluate", "merge"))
     evaluated = tuple(stage.name for stage in graph if stage.job == "evaluate")
     graph.append(Stage("benchmark", None, evaluated, lambda: benchmark_is_current(run)))
-    graph.append(Stage("report", None, ("benchmark",), lambda: report_is_current(run)))
+    graph.append(Stage("report", None, ("benchmark", *(set(done) - set(evaluated))), lambda: report_is_current(run)))
     return graph
 
 
-def _stages_of(run: Run, member: Member) -> list[Stage]:
-    """Initial weights -> train -> evaluate, or only evaluate for a teacher that is taken as it is."""
-    evaluation = (member.evaluation("test") / "scores.json").exists
-    settings = run.settings(member)
+def _stages_of_teacher(run: Run, member: Member) -> list[Stage]:
+    """Initial weights -> train -> evaluate, or only evaluate for a teacher that is taken as it is; its cache."""
     ready = _ready(run, member)
-    if isinstance(settings, Teacher):
-        cache = [Stage("cache", member, (ready,), lambda: cache_is_complete(run, member), all_processes=True)]
-        cache = cache if is_cached(run.recipe, member.name) else []
-        evaluate = Stage("evaluate", member, (ready,), evaluation, all_processes=True)
-        if settings.train is None:
-            return [evaluate, *cache]
-        initial = Stage("teacher", member, ("prepare",), member.initial.exists)
-        train = Stage("train", member, (initial.name,), member.is_trained, all_processes=True)
-        return [initial, train, evaluate, *cache]
+    then = [_evaluation(run, member, ready)]
+    if is_cached(run.recipe, member.name):
+        whole, done = (lambda: cache_is_complete(run, member)), (lambda: cache_shards_done(run, member))
+        then.append(Stage("cache", member, (ready,), whole, "workers", done))
+    if run.train_settings(member) is None:
+        return then
+    initial = Stage("teacher", member, ("prepare",), member.initial.exists)
+    return [initial, Stage("train", member, (initial.name,), member.is_trained, "process group"), *then]
+
+
+def _stages_of_labels(run: Run, labels: LabelSet) -> list[Stage]:
+    """Conversion (of an engine other than Hugging Face) -> label -> merge."""
+    graph = []
+    needs = _ready(run, run.member("teachers", labels.teacher))
+    if labels.settings.engine.name != "huggingface":
+        graph.append(Stage("convert", labels, (needs,), labels.engine.exists))
+        needs = graph[-1].name
+
+    def done() -> tuple[int, int]:
+        return count_done(shards_of(labels.folder, labels.settings.shards, ".jsonl"))
+
+    graph.append(Stage("label", labels, (needs,), lambda: done()[0] == done()[1], "workers", done))
+    return [*graph, Stage("merge", labels, (graph[-1].name,), labels.manifest.exists)]
+
+
+def _stages_of_student(run: Run, member: Member) -> list[Stage]:
+    """Shrink -> train -> evaluate."""
+    settings = run.recipe.students[member.name]
     teacher = run.member("teachers", settings.teacher)
     initial = Stage("shrink", member, (_ready(run, teacher),), member.initial.exists)
-    reads_cache = settings.objective.needs_teacher and is_cached(run.recipe, settings.teacher)
-    needs = (initial.name, *([stage_name("cache", teacher)] if reads_cache else []))
-    train = Stage("train", member, needs, member.is_trained, all_processes=True)
-    return [initial, train, Stage("evaluate", member, (train.name,), evaluation, all_processes=True)]
+    needs = [initial.name]
+    if settings.objective.needs_teacher and is_cached(run.recipe, settings.teacher):
+        needs.append(stage_name("cache", teacher))
+    needs += [stage_name("merge", run.label_set(name)) for name in settings.train_on if name != GOLD]
+    train = Stage("train", member, tuple(needs), member.is_trained, "process group")
+    return [initial, train, _evaluation(run, member, train.name)]
+
+
+def _evaluation(run: Run, member: Member, after: str) -> Stage:
+    shards = shards_of(member.evaluation_shards("test"), run.evaluate_settings(member).shards, ".jsonl")
+    complete = (member.evaluation("test") / "scores.json").exists
+
+    def done() -> tuple[int, int]:
+        return (len(shards), len(shards)) if complete() else count_done(shards)
+
+    return Stage("evaluate", member, (after,), complete, "process group", done)
 
 
 def _ready(run: Run, member: Member) -> str:
@@ -82,16 +134,15 @@ def is_cached(recipe: Recipe, teacher: str) -> bool:
     return recipe.teachers[teacher].cache is not None and bool(readers)
 
 
-def shards_done(run: Run, member: Member) -> tuple[int, int]:
+def cache_shards_done(run: Run, member: Member) -> tuple[int, int]:
     """(whole shards, all shards) of a teacher's cache."""
     cache = run.recipe.teachers[member.name].cache
-    shards = cache.shards if cache else 0
-    return sum(shard.is_complete() for shard in shards_of(member.cache, shards, ".bin")), shards
+    return count_done(shards_of(member.cache, cache.shards if cache else 0, ".bin"))
 
 
 def cache_is_complete(run: Run, member: Member) -> bool:
     """True where every shard of a teacher's cache is whole."""
-    done, shards = shards_done(run, member)
+    done, shards = cache_shards_done(run, member)
     return done == shards > 0
 
 
@@ -110,6 +161,7 @@ def report_inputs(run: Run) -> dict[str, Path]:
     files = [run.corpus / "manifest.json"]
     for member in run.members():
         files += [member.evaluation("test") / "scores.json", member.benchmark]
+    files += [labels.manifest for labels in run.label_sets()]
     return {str(file.relative_to(run.folder)): file for file in files}
 
 

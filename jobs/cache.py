@@ -6,7 +6,7 @@ several processes share them out, and --shard K computes one alone, on any machi
 
 import logging
 
-from jobs.start import Arguments, main
+from jobs.start import Arguments, check_shard, main
 
 log = logging.getLogger(__name__)
 
@@ -21,8 +21,7 @@ def cache_teacher(arguments: Arguments) -> None:
     if member is None or not isinstance(settings, Teacher) or not is_cached(run.recipe, member.name):
         raise InputError(f"{member} has no cache that a student reads. Give --teacher NAME of one with a cache key.")
     assert settings.cache is not None
-    if arguments.shard is not None and arguments.shard >= settings.cache.shards:
-        raise InputError(f"--shard: {arguments.shard} given, expected 0 to {settings.cache.shards - 1} (cache.shards).")
+    check_shard(arguments.shard, settings.cache.shards, "cache.shards")
     if not run.corpus.exists():
         raise InputError(f"{run.folder} has no corpus; run jobs.prepare first.")
     if cache_is_complete(run, member):
@@ -35,7 +34,7 @@ def cache_teacher(arguments: Arguments) -> None:
     from distill.scoring import cache_contents
     from distill.teacher_cache import CacheWriter
 
-    world = distributed.start()
+    world = distributed.place()
     weights = run.weights(member)
     tokenizer = load_tokenizer(weights)
     model = load_model(weights, DTYPES[settings.precision or "fp32"]).to(world.device)
@@ -55,4 +54,4 @@ def cache_teacher(arguments: Arguments) -> None:
 
 
 if __name__ == "__main__":
-    main(cache_teacher, "cache", needs_member=True, has_shards=True)
+    main(cache_teacher, "cache", works_on="member", shards=True)

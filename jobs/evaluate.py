@@ -1,11 +1,12 @@
-"""deepspeed --module jobs.evaluate RECIPE --student NAME [--split test] [key=value ...]     (or torchrun, python -m)
+"""deepspeed --module jobs.evaluate RECIPE --student NAME [--split test] [--shard K] [key=value ...]     (or torchrun, python -m)
 
-Beam search on a whole split over all processes; predictions.jsonl in corpus order and scores.json.
+Beam search on a whole split, in shards that the processes share out and that go on where they were killed; then
+predictions.jsonl in corpus order and scores.json. --shard K computes one alone, on any machine, and does not score.
 """
 
 import logging
 
-from jobs.start import Arguments, main
+from jobs.start import Arguments, check_shard, main
 
 log = logging.getLogger(__name__)
 
@@ -13,42 +14,42 @@ log = logging.getLogger(__name__)
 def evaluate(arguments: Arguments) -> None:
     run, member, split = arguments.run, arguments.member, arguments.split
     assert member is not None
+    settings = run.evaluate_settings(member)
+    check_shard(arguments.shard, settings.shards, "evaluate.shards")
     folder = member.evaluation(split)
     if (folder / "scores.json").exists():
         log.info("%s is complete", folder)
         return
-    weights = run.weights(member)
+    run.weights(member)  # refused before torch is loaded
 
     from distill import distributed
-    from distill.batching import tokenize
-    from distill.corpus import read_split
-    from distill.data import limits_of
-    from distill.files import atomic_folder, write_json, write_jsonl
-    from distill.generation import generation_config, summarize
-    from distill.pretrained import load_model, load_tokenizer
-    from distill.scores import score
+    from distill.evaluation import score_split
+    from distill.generation import HuggingFace
+    from distill.summaries import SummaryWriter
+    from distill.task import evaluation_task
 
-    world = distributed.start()
-    settings = run.evaluate_settings(member)
-    model, tokenizer = load_model(weights).to(world.device), load_tokenizer(weights)
-    rows = read_split(run.split(split))
-    tokens = tokenize(tokenizer, rows, *limits_of(run, model))
-    config = generation_config(model, settings.generation, run.recipe.corpus.max_target_tokens)
-    summaries = summarize(model, tokenizer, tokens.source, config, settings.batch_tokens, world)
-    if summaries is not None:
-        references = [row["summary"] for row in rows]
-        scores = score([row["document"] for row in rows], summaries, references, run.recipe.seed)
-        scores |= {"split": split, "truncated_documents": tokens.truncated["documents"]}
-        scores["generation"] = {k: v for k, v in config.to_diff_dict().items() if k != "transformers_version"}
-        pairs = zip(rows, summaries, strict=True)
-        with atomic_folder(folder) as partial:
-            write_jsonl(partial / "predictions.jsonl", [{"id": row["id"], "summary": text} for row, text in pairs])
-            write_json(partial / "scores.json", scores)
-        log.info(
-            "%s on %s: %s", member, split, {k: round(scores[k]["mean"], 2) for k in ("rouge1", "rouge2", "rougeL")}
-        )
+    world = distributed.start() if arguments.shard is None else distributed.place()
+    task = evaluation_task(run, member, split)
+    writer = SummaryWriter(
+        folder=member.evaluation_shards(split),
+        contents=task.contents,
+        engine=HuggingFace(task.model.to(world.device), task.tokenizer, task.config, world.device),
+        ids=task.ids,
+        source=task.tokens.source,
+        batch_tokens=settings.batch_tokens,
+    )
+    if arguments.shard is not None:
+        writer.write(arguments.shard)
+        return
+    for number in range(world.rank, settings.shards, world.size):
+        writer.write(number)
+    world.barrier()
+    if world.is_main:
+        scores = score_split(run, member, split, task)
+        means = {name: round(scores[name]["mean"], 2) for name in ("rouge1", "rouge2", "rougeL")}
+        log.info("%s on %s: %s", member, split, means)
     world.barrier()
 
 
 if __name__ == "__main__":
-    main(evaluate, "evaluate", needs_member=True)
+    main(evaluate, "evaluate", works_on="member", shards=True)

@@ -1,6 +1,7 @@
 """python -m jobs.prepare RECIPE [key=value ...]
 
-The corpus, once: train, validation and test as parquet, and a manifest of what was read, kept and dropped.
+The corpus, once: train, validation and test as parquet, and a manifest of what was read, kept and dropped; and other
+documents that are labelled.
 """
 
 import logging
@@ -12,14 +13,22 @@ log = logging.getLogger(__name__)
 
 
 def prepare(arguments: Arguments) -> None:
-    from distill.corpus import prepare_corpus
+    from distill.corpus import prepare_corpus, prepare_documents
     from distill.run import SPLITS
 
     run = arguments.run
-    if run.corpus.exists():
+    if run.is_prepared():
         log.info("%s is complete", run.corpus)
         return
     _check_models(run.recipe)
+    for labels in run.label_sets():
+        if labels.settings.documents and not labels.documents.exists():
+            counts = prepare_documents(
+                run.recipe.corpus, labels.settings, labels.name, run.recipe.seed, labels.documents
+            )
+            log.info("%s: %d documents of %s words", labels, counts["examples"], counts["document_words"]["mean"])
+    if run.corpus.exists():
+        return
     manifest = prepare_corpus(run.recipe.corpus, run.recipe.seed, run.corpus)
     for split in SPLITS:
         counts = manifest["splits"][split]

@@ -52,4 +52,4 @@ def shrink_teacher(arguments: Arguments) -> None:
 
 
 if __name__ == "__main__":
-    main(shrink_teacher, "shrink", needs_member=True)
+    main(shrink_teacher, "shrink", works_on="member")

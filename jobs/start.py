@@ -1,21 +1,23 @@
 """How every job starts and ends: arguments, log files, exit codes. Imports no torch."""
 
 import argparse
+import errno
 import logging
 import os
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NoReturn
+from typing import Literal, NoReturn
 
 from distill.errors import InputError
 from distill.preflight import check_recipe
 from distill.recipe_file import load_recipe
-from distill.run import Member, Run, Split, open_run
+from distill.run import LabelSet, Member, Run, Split, open_run
 from distill.stages import stage_name
 
 EXIT_INPUT, EXIT_FAILURE = 2, 1
+STORAGE_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
 
 log = logging.getLogger(__name__)
 
@@ -25,27 +27,45 @@ class Arguments:
     """What a job was asked to do."""
 
     run: Run
-    member: Member | None
-    split: Split
-    shard: int | None
+    member: Member | None = None
+    split: Split = "test"
+    shard: int | None = None
+    labels: LabelSet | None = None
 
 
-def main(job: Callable[[Arguments], None], name: str, needs_member: bool = False, has_shards: bool = False) -> None:
+def main(
+    job: Callable[[Arguments], None],
+    name: str,
+    works_on: Literal["run", "member", "labels"] = "run",
+    shards: bool = False,
+) -> None:
     """Run a job from the command line and exit: 0 done, 2 wrong input, 1 failure."""
-    options = _parse(name, needs_member, has_shards)
+    options = _parse(name, works_on, shards)
     logging.basicConfig(level=logging.INFO, format=_log_format(), stream=sys.stderr, force=True)
+    logging.raiseExceptions = False  # where the disk is full, the reason must not drown in tracebacks of the log file
     for chatty in ("absl", "compilers", "httpx"):
         logging.getLogger(chatty).setLevel(logging.WARNING)
     try:
         recipe = load_recipe(options.recipe, options.overrides)
         check_recipe(recipe)
         run = open_run(recipe, Path(options.runs))
-        member = _member(run, options)
-        _log_to_file(run, name, member)
-        job(Arguments(run, member, options.split, options.shard))
+        member, labels = _member(run, options), run.label_set(options.labels) if options.labels else None
+        _log_to_file(run, name, member or labels)
+        job(Arguments(run, member, options.split, options.shard, labels))
     except InputError as error:
         log.error("%s", error)
         _leave(EXIT_INPUT)
+    except OSError as error:
+        if error.errno not in STORAGE_ERRORS:
+            log.exception("%s failed", name)
+            _leave(EXIT_FAILURE)
+        log.error(
+            "cannot write %s: %s. Nothing that was finished is lost: make room (or the folder writable), and run the same "
+            "command again to continue.",
+            error.filename or f"to {options.runs}",
+            error.strerror,
+        )
+        _leave(EXIT_FAILURE)
     except Exception:
         log.exception("%s failed", name)
         _leave(EXIT_FAILURE)
@@ -57,17 +77,20 @@ def rank() -> int:
     return int(os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0")))
 
 
-def _parse(name: str, needs_member: bool, has_shards: bool) -> argparse.Namespace:
+def _parse(name: str, works_on: str, shards: bool) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog=f"python -m jobs.{name}")
     parser.add_argument("recipe", help="the YAML file of the recipe")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="over the recipe, e.g. train.steps=100")
-    member = parser.add_mutually_exclusive_group(required=needs_member)
-    member.add_argument("--student", help="the student of the recipe to work on")
-    member.add_argument("--teacher", help="the teacher of the recipe to work on")
+    if works_on == "member":
+        member = parser.add_mutually_exclusive_group(required=True)
+        member.add_argument("--student", help="the student of the recipe to work on")
+        member.add_argument("--teacher", help="the teacher of the recipe to work on")
+    if works_on == "labels":
+        parser.add_argument("--labels", required=True, help="the labels of the recipe to work on")
     parser.add_argument("--split", default="test", choices=["validation", "test"], help="what to evaluate on")
-    if has_shards:
+    if shards:
         parser.add_argument("--shard", type=_shard, help="compute only this shard (0-based)")
-    parser.set_defaults(shard=None)
+    parser.set_defaults(shard=None, student=None, teacher=None, labels=None)
     parser.add_argument("--runs", default="runs", help="the folder of all runs (default: runs)")
     parser.add_argument("--local_rank", "--local-rank", type=int, help=argparse.SUPPRESS)  # the DeepSpeed launcher's
     return parser.parse_intermixed_args()
@@ -77,6 +100,12 @@ def _shard(text: str) -> int:
     if not text.isdecimal():
         raise argparse.ArgumentTypeError(f"{text!r} given, expected a whole number from 0")
     return int(text)
+
+
+def check_shard(shard: int | None, shards: int, key: str) -> None:
+    """InputError where --shard names none of the `shards` of a recipe's key."""
+    if shard is not None and shard >= shards:
+        raise InputError(f"--shard: {shard} given, expected 0 to {shards - 1} ({key}).")
 
 
 def _member(run: Run, options: argparse.Namespace) -> Member | None:
@@ -89,9 +118,9 @@ def _log_format() -> str:
     return f"%(asctime)s [rank {rank()}] %(levelname)s %(name)s: %(message)s"
 
 
-def _log_to_file(run: Run, name: str, member: Member | None) -> None:
+def _log_to_file(run: Run, name: str, subject: Member | LabelSet | None) -> None:
     run.logs.mkdir(exist_ok=True)
-    stage = stage_name(name, member)
+    stage = stage_name(name, subject)
     handler = logging.FileHandler(run.logs / f"{stage}.rank{rank()}.log", encoding="utf-8")
     handler.setFormatter(logging.Formatter(_log_format()))
     logging.getLogger().addHandler(handler)

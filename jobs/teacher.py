@@ -47,4 +47,4 @@ def make_teacher(arguments: Arguments) -> None:
 
 
 if __name__ == "__main__":
-    main(make_teacher, "teacher", needs_member=True)
+    main(make_teacher, "teacher", works_on="member")

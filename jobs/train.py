@@ -13,6 +13,7 @@ log = logging.getLogger(__name__)
 
 def train(arguments: Arguments) -> None:
     from distill.errors import InputError
+    from distill.recipe import Student
 
     run, member = arguments.run, arguments.member
     assert member is not None
@@ -26,7 +27,7 @@ def train(arguments: Arguments) -> None:
         raise InputError(f"{member} has no {member.initial}; run jobs.shrink (or jobs.teacher) first.")
 
     from distill import distributed
-    from distill.data import load_training_data
+    from distill.data import ONLY_GOLD, load_training_data
     from distill.pretrained import DTYPES, load_model, load_tokenizer
     from distill.scoring import scored_student
     from distill.trainer import Trainer
@@ -35,7 +36,9 @@ def train(arguments: Arguments) -> None:
     tokenizer = load_tokenizer(member.initial)
     model = load_model(member.initial, DTYPES[settings.precision])
     evaluate = run.evaluate_settings(member)
-    data = load_training_data(run, tokenizer, model, evaluate)
+    chosen = run.settings(member)
+    train_on = chosen.train_on if isinstance(chosen, Student) else ONLY_GOLD
+    data = load_training_data(run, tokenizer, model, evaluate, train_on)
     student, teacher = scored_student(run, member, model, tokenizer, data.train, world)
     trainer = Trainer(member, student, tokenizer, data, settings, evaluate, run.recipe.seed, world, teacher)
     log.info(
@@ -51,4 +54,4 @@ def train(arguments: Arguments) -> None:
 
 
 if __name__ == "__main__":
-    main(train, "train", needs_member=True)
+    main(train, "train", works_on="member")

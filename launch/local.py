@@ -77,7 +77,7 @@ def run_graph(run: Run, processes: Processes, console: Console) -> int:
 def command(run: Run, stage: Stage, processes: Processes, recipe_file: Path | None = None) -> list[str]:
     """The command line of a stage; exactly what a user would type to run it by hand."""
     job = [f"jobs.{stage.job}", str(recipe_file or run.recipe_file), *stage.arguments, "--runs", str(run.folder.parent)]
-    if not stage.all_processes or processes.count == 1:
+    if stage.kind != "process group" or processes.count == 1:
         return [sys.executable, "-m", *job]
     launcher = [str(Path(sys.executable).with_name("deepspeed"))]
     if processes.device == "CPU":  # the GPUs come by CUDA_VISIBLE_DEVICES
@@ -85,22 +85,37 @@ def command(run: Run, stage: Stage, processes: Processes, recipe_file: Path | No
     return [*launcher, "--master_port", str(_free_port()), "--module", *job]
 
 
+def workers(stage: Stage, processes: Processes) -> int:
+    """How many times the command of a stage is started: for workers one on every GPU or CPU process, at most one a shard."""
+    if stage.kind != "workers" or stage.shards_done is None:
+        return 1
+    return min(processes.count, stage.shards_done()[1])
+
+
 def _run_stage(run: Run, stage: Stage, processes: Processes, state: GraphState, console: Console, number: str) -> int:
     log_file = run.logs / f"{stage.name}.log"
-    environment = os.environ | _environment(stage, processes)
     began = time.monotonic()
-    line = command(run, stage, processes)
+    line, count = command(run, stage, processes), workers(stage, processes)
     with log_file.open("ab") as log, console.status("") as display:
-        child = subprocess.Popen(line, stdout=log, stderr=subprocess.STDOUT, env=environment)
-        state.started(stage.name, line, child.pid)
+        children = [
+            subprocess.Popen(
+                line,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                env=os.environ | _environment(stage, processes, worker, count),
+            )
+            for worker in range(count)
+        ]
+        state.started(stage.name, line, children[0].pid)
         try:
-            while child.poll() is None:
-                display.update(f"{number} {stage.name}  {progress(run, stage).text()}")
+            while any(child.poll() is None for child in children):  # a worker that fails stops none of the others
+                display.update(f"{number} {stage.name}  {progress(stage).text()}")
                 time.sleep(POLL_SECONDS)
         finally:  # Ctrl-C: no job is left behind
-            child.terminate()
-            child.wait()
-    code = child.returncode if child.returncode >= 0 else 128 - child.returncode
+            for child in children:
+                child.terminate()
+            codes = [child.wait() for child in children]
+    code = next((code if code > 0 else 128 - code for code in codes if code), 0)
     if code == 0 and not stage.is_complete():
         code = 1  # a job that ends well without its output is a failure, whatever it says
     state.ended(stage.name, code)
@@ -123,12 +138,15 @@ def _last_lines(file: IO[bytes]) -> Iterator[str]:
     yield from file.read().decode(errors="replace").splitlines()[-LOG_LINES:]
 
 
-def _environment(stage: Stage, processes: Processes) -> dict[str, str]:
+def _environment(stage: Stage, processes: Processes, worker: int, count: int) -> dict[str, str]:
+    environment = {}
+    if count > 1:
+        environment = {"RANK": str(worker), "WORLD_SIZE": str(count), "LOCAL_RANK": str(worker)}
     if processes.gpus:
-        return {"CUDA_VISIBLE_DEVICES": ",".join(processes.gpus)}
-    if "OMP_NUM_THREADS" in os.environ or not stage.all_processes:
-        return {}
-    return {"OMP_NUM_THREADS": str(processes.threads)}
+        return environment | {"CUDA_VISIBLE_DEVICES": ",".join(processes.gpus)}
+    if "OMP_NUM_THREADS" in os.environ or stage.kind == "one process":
+        return environment
+    return environment | {"OMP_NUM_THREADS": str(processes.threads)}
 
 
 def _visible_gpus() -> list[str]:

@@ -1,7 +1,6 @@
 """The dry run: stages, commands, batch arithmetic, steps, estimated memory. Nothing is started, no torch."""
 
 import shlex
-from pathlib import Path
 
 from rich.console import Console
 
@@ -10,11 +9,11 @@ from distill.distillation import distillation, student_layers
 from distill.families import Shape
 from distill.files import read_json
 from distill.preflight import base_shape, teacher_shape
-from distill.recipe import Student
-from distill.run import Member, Run
-from distill.sections import Train
+from distill.recipe import GOLD, Student, sources
+from distill.run import LabelSet, Member, Run
+from distill.sections import Generation, Train
 from distill.stages import Stage, stages
-from launch.local import Processes, command
+from launch.local import Processes, command, workers
 
 
 def show(run: Run, processes: Processes, console: Console) -> None:
@@ -24,17 +23,20 @@ def show(run: Run, processes: Processes, console: Console) -> None:
     for number, stage in enumerate(graph, start=1):
         state = "complete" if stage.is_complete() else f"after {', '.join(stage.needs) or 'nothing'}"
         console.print(f"\n[{number}/{len(graph)}] {stage.name} ({state})", markup=False, highlight=False)
-        line = shlex.join(command(run, stage, processes))
+        line, count = shlex.join(command(run, stage, processes)), workers(stage, processes)
+        line += f"  ({count} workers, which share the shards out)" if count > 1 else ""
         console.print(f"    {line}", markup=False, highlight=False, soft_wrap=True)
         for text in _arithmetic(run, stage, processes):
             console.print(f"    {text}", markup=False, highlight=False, soft_wrap=True)
 
 
 def _arithmetic(run: Run, stage: Stage, processes: Processes) -> list[str]:
+    if stage.job == "label" and isinstance(stage.subject, LabelSet):
+        return [_labels(run, stage.subject)]
     train = run.train_settings(stage.member) if stage.member else None
     if stage.job != "train" or train is None or stage.member is None:
         return []
-    lines = [_batch(train, processes.count), _steps(train, _training_examples(run))]
+    lines = [_batch(train, processes.count), _steps(train, _training_examples(run, stage.member))]
     shape = _shape(run, stage.member)
     if shape is None:
         lines.append("memory: known once the teacher is on this machine (a hub name was given)")
@@ -45,6 +47,9 @@ def _arithmetic(run: Run, stage: Stage, processes: Processes) -> list[str]:
             f"({plan.trainable_parameters(shape, train) / 1e6:.1f} M trained); ZeRO {train.zero_stage}, "
             f"{train.precision}: about {memory:.1f} GB per process"
         )
+    settings = run.settings(stage.member)
+    if isinstance(settings, Student) and settings.train_on != {GOLD: 1.0}:
+        lines.append(f"reads {sources(settings.train_on)}")
     return lines + _objective(run, stage.member, processes.count)
 
 
@@ -88,11 +93,25 @@ def _steps(train: Train, examples: int | None) -> str:
     return f"{examples} examples = {per_epoch} steps per epoch; {steps} steps = {steps / per_epoch:.2f} epochs; {rate}"
 
 
-def _training_examples(run: Run) -> int | None:
-    manifest: Path = run.corpus / "manifest.json"
-    if not manifest.exists():
-        return None
-    examples: int = read_json(manifest)["splits"]["train"]["examples"]
+def _labels(run: Run, labels: LabelSet) -> str:
+    settings = labels.settings
+    documents = settings.documents or "the training split"
+    given = settings.model_dump(include=set(Generation.model_fields), exclude_none=True)
+    decoding = ", ".join(f"{key} {value}" for key, value in given.items()) or "the teacher's own decoding"
+    rules = ", ".join(f"{rule} {bound}" for rule, bound in settings.keep_if.given.items()) or "all labels are kept"
+    return f"{documents} by teacher {labels.teacher} ({settings.engine.name}; {decoding}), {settings.shards} shards; {rules}"
+
+
+def _training_examples(run: Run, member: Member) -> int | None:
+    """Examples of an epoch; None where the corpus is not prepared, or labels are read that are not merged."""
+    settings = run.settings(member)
+    examples = 0
+    for source, times in (settings.train_on if isinstance(settings, Student) else {GOLD: 1.0}).items():
+        file = run.corpus / "manifest.json" if source == GOLD else run.label_set(source).manifest
+        if not file.exists():
+            return None
+        manifest = read_json(file)
+        examples += round(times * (manifest["splits"]["train"]["examples"] if source == GOLD else manifest["kept"]))
     return examples
 
 

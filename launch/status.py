@@ -9,13 +9,13 @@ from rich.table import Table
 
 from distill.files import read_json, read_jsonl
 from distill.run import Run
-from distill.stages import Stage, shards_done, stages
+from distill.stages import Stage, stages
 from launch.state import stage_state
 
 
 @dataclass(frozen=True)
 class Progress:
-    """Of a training stage in steps, of a cache in shards; empty for the others."""
+    """Of a training stage in steps, of one with shards in shards; empty for the others."""
 
     step: int | None = None
     steps: int | None = None
@@ -37,10 +37,10 @@ class Progress:
         return "" if self.seconds_left is None else str(timedelta(seconds=round(self.seconds_left)))
 
 
-def progress(run: Run, stage: Stage) -> Progress:
+def progress(stage: Stage) -> Progress:
     """Read from metrics.jsonl, or counted in files."""
-    if stage.job == "cache" and stage.member is not None:
-        done, shards = shards_done(run, stage.member)
+    if stage.shards_done:
+        done, shards = stage.shards_done()
         return Progress(done, shards, unit="shard")
     if stage.job != "train" or stage.member is None:
         return Progress()
@@ -62,11 +62,11 @@ def table(run: Run) -> Table:
     graph_file = run.logs / "graph.json"
     known: dict[str, dict[str, Any]] = read_json(graph_file) if graph_file.exists() else {}
     shown = Table(title=f"{run.folder} (log to open: {run.logs}/STAGE.log)", title_justify="left", box=SIMPLE_HEAD)
-    for column in ("stage", "state", "step", "tokens/s", "time left"):
+    for column in ("stage", "state", "done", "tokens/s", "time left"):
         shown.add_column(column, no_wrap=True)
     for stage in stages(run):
         state = stage_state(known, stage.name, stage.is_complete())
-        far = progress(run, stage)
+        far = progress(stage)
         left = far.left() if state == "running" else ""
         shown.add_row(stage.name, state, far.done(), far.speed().removesuffix(" tokens/s"), left)
     return shown

@@ -35,7 +35,9 @@ def write_recipe(folder: Path, **changes: Any) -> Path:
                 "cache": {"keep": "hidden", "shards": 3},
             }
         },
+        "labels": {"own": {"shards": 3, "num_beams": 2, "keep_if": {"repeated_ngrams_at_most": 90}}},
         "students": {
+            "taught": {"teacher": "own", "decoder_layers": 1, "train_on": {"gold": 0.5, "own": 1}},
             "short": {"teacher": "own", "decoder_layers": 1, "train": {"freeze": ["encoder", "embeddings"]}},
             "half": {
                 "teacher": "own",
@@ -50,13 +52,15 @@ def write_recipe(folder: Path, **changes: Any) -> Path:
         "benchmark": {"documents": 2, "rounds": 1, "batch_sizes": [1, 2]},
         "report": {"examples": 3},
     }
+    if "teachers" in changes:
+        del recipe["labels"]
     path = folder / "tiny.yaml"
     path.write_text(yaml.safe_dump(recipe | changes), encoding="utf-8")
     return path
 
 
 def launch(recipe: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    return run_command("launch", "run", str(recipe), "--runs", str(recipe.parent / "runs"), *arguments)
+    return run_command("launch", "run", str(recipe), "--runs", str(recipe.parent / "runs"), *arguments, timeout=900)
 
 
 @pytest.fixture(scope="module")
@@ -72,7 +76,9 @@ def test_the_run_directory_is_as_promised(finished: Path) -> None:
     run = finished / "runs" / "tiny"
     expected = ["recipe.yaml", "corpus/train.parquet", "corpus/manifest.json", "report/report.md", "logs/graph.json",
                 "report/quality_against_speed.png", "report/training_loss.png", "report/validation.png"]  # fmt: skip
-    for member in ("teachers/own", "students/short", "students/half"):
+    expected += ["labels/own/labels.parquet", "labels/own/manifest.json", "report/labels_own.png"]
+    expected += [f"labels/own/shard-0000{shard}-of-00003.jsonl" for shard in range(3)]
+    for member in ("teachers/own", "students/short", "students/half", "students/taught"):
         expected += [f"{member}/{name}" for name in (
             "initial/config.json", "checkpoints/step-00000003/manifest.json", "best/model.safetensors",
             "final/model.safetensors", "final/tokenizer.json", "final/generation_config.json", "metrics.jsonl",
@@ -107,7 +113,7 @@ def test_predictions_are_in_corpus_order_and_the_report_shows_them(finished: Pat
     assert [row["id"] for row in read_jsonl(run / "students/short/evaluation/test/predictions.jsonl")] == ids
     report = (run / "report" / "report.md").read_text()
     for part in ("first sentence", "teacher own", "student short", "student half", "| 1-2 |", "## Training", "gold",
-                 "1 gold + 0.5 KL (forward, T 2) + 1 hidden states; teacher from its cache of hidden"):  # fmt: skip
+                 "1 targets + 0.5 KL (forward, T 2) + 1 hidden states; teacher from its cache of hidden"):  # fmt: skip
         assert part in report
     assert report.count("### r") == 3
 
@@ -319,7 +325,9 @@ def test_every_command_of_the_readme_exists() -> None:
 
 def test_jobs_say_what_they_need(corpus: Path, tmp_path: Path) -> None:
     recipe, runs = str(write_recipe(tmp_path)), str(tmp_path / "runs")
-    refused(run_command("jobs.train", recipe, "--student", "nobody", "--runs", runs), "expected one of half, short")
+    refused(
+        run_command("jobs.train", recipe, "--student", "nobody", "--runs", runs), "expected one of half, short, taught"
+    )
     refused(run_command("jobs.train", recipe, "--student", "short", "--runs", runs), "run jobs.shrink")
     assert run_command("jobs.train", recipe, "--runs", runs).returncode == 2
     cache = ["jobs.cache", recipe, "--runs", runs]

@@ -10,7 +10,7 @@ from distill.files import read_jsonl
 from distill.preflight import check_recipe
 from distill.pretrained import train_tokenizer
 from distill.recipe_file import load_recipe
-from distill.run import Run, open_run
+from distill.run import LabelSet, Run, open_run
 from distill.sections import Tokenizer
 from distill.stages import stages
 from jobs.cache import cache_teacher
@@ -71,7 +71,8 @@ def run_recipe(name: str, folder: Path) -> Run:
     run = open_run(recipe, folder / "runs")
     for stage in stages(run):
         if stage.job in JOBS:
-            JOBS[stage.job](Arguments(run, stage.member, "test", None))
+            labels = stage.subject if isinstance(stage.subject, LabelSet) else None
+            JOBS[stage.job](Arguments(run, stage.member, labels=labels))
             assert stage.is_complete(), stage.name
     return run
 

@@ -1,6 +1,7 @@
 import pytest
+import torch
 
-from distill.distributed import launched_ranks
+from distill.distributed import launched_ranks, place, start
 from distill.errors import InputError
 
 SLURM = {
@@ -21,7 +22,14 @@ def test_torchrun_and_the_deepspeed_launcher() -> None:
     given = {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1", "MASTER_ADDR": "h", "MASTER_PORT": "5"}
     assert launched_ranks({**given, **SLURM}) == given, "a launcher inside a SLURM job has the last word"
     with pytest.raises(InputError, match="RANK=1 is set but MASTER_ADDR, MASTER_PORT not"):
-        launched_ranks({"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1"})
+        start({"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1"})
+    with pytest.raises(InputError, match="RANK=1 is set but WORLD_SIZE, LOCAL_RANK not"):
+        start({"RANK": "1"})
+
+
+def test_a_worker_needs_no_process_group() -> None:
+    world = place({"RANK": "1", "WORLD_SIZE": "3", "LOCAL_RANK": "1"})
+    assert (world.rank, world.size) == (1, 3) and not torch.distributed.is_initialized()
 
 
 def test_srun() -> None:

@@ -12,13 +12,15 @@ ROOT = Path(__file__).parents[2]
 RUNGS = [
     {"errors", "sections"},
     {"recipe", "losses", "scores", "docstrings", "signal"},
-    {"files", "layers", "families", "recipe_file", "distributed", "forward"},
-    {"run", "plan", "shards", "distillation", "checkpoint", "student", "generation"},
-    {"reading", "stages", "tracking", "preflight", "head"},
-    {"batching", "corpus", "pretrained", "objective"},
+    {"files", "layers", "families", "recipe_file", "distributed", "forward", "filters", "attention"},
+    {"run", "plan", "distillation", "checkpoint", "student", "shards"},
+    {"reading", "stages", "tracking", "head"},
+    {"preflight", "batching", "corpus", "objective", "generation"},
+    {"pretrained", "ctranslate", "summaries"},
     {"data", "speed", "report", "teacher"},
-    {"engine", "teacher_cache"},
-    {"scoring", "trainer"},
+    {"engine", "teacher_cache", "task"},
+    {"scoring", "trainer", "engines", "evaluation"},
+    {"labels"},
 ]
 RUNG = {module: number for number, rung in enumerate(RUNGS) for module in rung}
 MODULES = sorted(path for name in ("distill", "jobs", "launch") for path in (ROOT / name).rglob("*.py"))

@@ -92,12 +92,12 @@ def test_states() -> None:
 def test_progress_is_read_from_the_metrics(tmp_path: Path) -> None:
     run = make_run(tmp_path)
     stage = next(stage for stage in stages(run) if stage.name == "train-student-s")
-    assert stage.member is not None and progress(run, stage).text() == ""
+    assert stage.member is not None and progress(stage).text() == ""
     stage.member.folder.mkdir(parents=True)
     row = {"step": 5, "steps": 10, "tokens_per_second": 1234.5, "seconds_left": 61.0}
     append_jsonl(stage.member.metrics, row)
     append_jsonl(stage.member.metrics, {"step": 6, "rouge2": 1.0})
-    assert progress(run, stage).text() == "step 5/10  1,234 tokens/s  0:01:01 left"
+    assert progress(stage).text() == "step 5/10  1,234 tokens/s  0:01:01 left"
 
 
 def test_a_changed_recipe_is_refused_by_key(tmp_path: Path) -> None:

@@ -1,0 +1,29 @@
+"""python -m jobs.merge RECIPE --labels NAME [key=value ...]
+
+The shards of a label set as one table: exactly one label for each document, and why students must not read it, if so.
+"""
+
+import logging
+
+from jobs.start import Arguments, main
+
+log = logging.getLogger(__name__)
+
+
+def merge(arguments: Arguments) -> None:
+    run, labels = arguments.run, arguments.labels
+    assert labels is not None
+    if labels.manifest.exists():
+        log.info("%s is complete", labels.table)
+        return
+    run.weights(run.member("teachers", labels.teacher))  # refused before torch is loaded
+
+    from distill.labels import merge_labels
+
+    manifest = merge_labels(run, labels)
+    dropped = ", ".join(f"{count} {rule}" for rule, count in manifest["dropped"].items()) or "none"
+    log.info("%s: %d of %d kept; dropped: %s", labels, manifest["kept"], manifest["documents"], dropped)
+
+
+if __name__ == "__main__":
+    main(merge, "merge", works_on="labels")
