@@ -1,12 +1,22 @@
 from typing import Any
 
+import pytest
 import torch
+from transformers import DynamicCache, EncoderDecoderCache
 
+from distill.attention import divide_attention_scores
 from distill.distributed import World
-from distill.generation import generate, generation_config, plan_batches, summarize
+from distill.generation import (
+    HuggingFace,
+    generate,
+    generation_config,
+    plan_batches,
+    summarize,
+    tokens_that_count,
+)
 from distill.pretrained import build_model, train_tokenizer
 from distill.sections import Architecture, Generation, Tokenizer
-from tests.conftest import make_model, make_rows
+from tests.conftest import STARTS, make_model, make_rows
 
 ALONE = World(0, 1, 0, torch.device("cpu"))
 
@@ -58,3 +68,62 @@ def test_a_model_from_scratch(tmp_path: Any) -> None:
             assert (model.generation_config.max_new_tokens, model.generation_config.length_penalty) == (9, 2.0)
             summary = summarize(model.eval(), tokenizer, [ids], generation_config(model, Generation(), 9), 99, ALONE)
             assert summary is not None and len(summary) == 1
+
+
+@pytest.mark.parametrize("family", sorted(STARTS))
+def test_candidates_have_the_texts_of_generate_and_the_log_probabilities_of_the_model(
+    family: str, tokenizer: Any
+) -> None:
+    model = make_model(family, tokenizer, noise=0.3)
+    source = [ids[:40] for ids in tokenizer([row["document"] for row in make_rows(6)])["input_ids"]]
+    config = generation_config(model, Generation(), 12)
+    plain = next(generate(model, tokenizer, source, config, [list(range(6))], ALONE.device))[1]
+    config.num_return_sequences = 2
+    candidates = HuggingFace(model, tokenizer, config, ALONE.device)(source)
+    assert [each[0].text for each in candidates] == plain and all(len(each) == 2 for each in candidates)
+    for ids, each in zip(source, candidates, strict=True):  # one by one, from whole logits in float64
+        output = model.generate(
+            torch.tensor([ids]),
+            generation_config=config,
+            past_key_values=EncoderDecoderCache(DynamicCache(), DynamicCache()),
+        )
+        with torch.no_grad():
+            logits = model(input_ids=torch.tensor([ids] * 2), decoder_input_ids=output[:, :-1]).logits.double()
+        for row, one, candidate in zip(output, logits.log_softmax(-1), each, strict=True):
+            tokens = row[1:].tolist()
+            end = tokens.index(2) + 1 if 2 in tokens else len(tokens)
+            expected = sum(float(one[i, token]) for i, token in enumerate(tokens[:end])) / end
+            assert (candidate.tokens, candidate.finished) == (end, 2 in tokens)
+            assert candidate.log_probability == pytest.approx(expected, rel=1e-5)
+
+
+def test_an_end_token_forced_at_the_longest_length_finishes_nothing(tokenizer: Any) -> None:
+    model = make_model("bart", tokenizer, noise=0.3)
+    source = [ids[:40] for ids in tokenizer([row["document"] for row in make_rows(3)])["input_ids"]]
+    config = generation_config(model, Generation(), 12)
+    config.forced_eos_token_id = tokenizer.eos_token_id
+    cut = HuggingFace(model, tokenizer, config, ALONE.device)(source)
+    assert [(each[0].tokens, each[0].finished) for each in cut] == [(7, False)] * 3
+
+
+def test_tokens_up_to_the_first_end_count() -> None:
+    tokens = torch.tensor([[5, 2, 1, 1], [5, 6, 7, 8], [2, 2, 9, 2]])
+    expected = [[True, True, False, False], [True] * 4, [True, False, False, False]]
+    assert tokens_that_count(tokens, torch.tensor([2])).tolist() == expected
+
+
+@pytest.mark.parametrize("family", sorted(STARTS))
+def test_an_attention_temperature_divides_the_scores(family: str, tokenizer: Any) -> None:
+    """Against the eager attention of transformers with its scores divided before the softmax."""
+    model = make_model(family, tokenizer, noise=0.3)
+    ids = torch.tensor([tokenizer(make_rows(1)[0]["document"])["input_ids"]])
+    plain = model(input_ids=ids, decoder_input_ids=ids[:, :5]).logits
+    softmax = torch.nn.functional.softmax
+    model.set_attn_implementation("eager")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.nn.functional, "softmax", lambda scores, *a, **k: softmax(scores / 3.0, *a, **k))
+        expected = model(input_ids=ids, decoder_input_ids=ids[:, :5]).logits
+    divide_attention_scores(model, 3.0)
+    divided = model(input_ids=ids, decoder_input_ids=ids[:, :5]).logits
+    assert not torch.allclose(plain, expected, atol=1e-3)
+    assert torch.allclose(divided, expected, atol=1e-5)
