@@ -113,9 +113,9 @@ def fill(
         file.seek(0, os.SEEK_END)
         for number, batch in enumerate(plan[done:], start=done + 1):
             _check_owner(shard, owner, growing)
+            log.info("%s: batch %d of %d, %d items", shard.data.name, number, len(plan), len(batch))
             file.write(make(batch))
             file.flush()
-            log.info("%s: batch %d of %d", shard.data.name, number, len(plan))
         os.fsync(file.fileno())
     _check_owner(shard, owner, growing)
     growing.replace(shard.data)
