@@ -298,11 +298,11 @@ def test_every_recipe_of_the_repository_dry_runs(path: Path, tmp_path: Path) -> 
     if path.stem == "scitldr" and not (ROOT.parent / "shared" / "data" / "scitldr").exists():
         pytest.skip("NO REAL CORPUS: ../shared/data/scitldr is not there")
     corpus = ["corpus.train=docstrings", "corpus.document=document", "corpus.summary=summary"]
-    overrides = corpus if path.stem.startswith("kd-") else []  # those of hub models name corpora of the user's
+    overrides = corpus if path.stem.startswith(("kd-", "pl-")) else []  # those of hub models name corpora of the user's
     result = run_command("launch", "run", str(path), "--dry-run", "--runs", str(tmp_path), *overrides)
     assert result.returncode == 0, result.stderr
     assert "jobs.train" in result.stdout
-    assert ("known once the teacher" in result.stdout) == path.stem.startswith("kd-"), "those name hub models"
+    assert ("known once the teacher" in result.stdout) == path.stem.startswith(("kd-", "pl-")), "those name hub models"
 
 
 def test_the_demo_teacher_is_small_enough() -> None:

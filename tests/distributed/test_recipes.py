@@ -14,6 +14,9 @@ from distill.run import LabelSet, Run, open_run
 from distill.sections import Tokenizer
 from distill.stages import stages
 from jobs.cache import cache_teacher
+from jobs.convert import convert_teacher
+from jobs.label import label
+from jobs.merge import merge
 from jobs.prepare import prepare
 from jobs.shrink import shrink_teacher
 from jobs.start import Arguments
@@ -23,7 +26,15 @@ from tests.distributed.harness import run_distributed
 
 pytestmark = pytest.mark.distributed
 
-JOBS: dict[str, Any] = {"prepare": prepare, "shrink": shrink_teacher, "cache": cache_teacher, "train": train}
+JOBS: dict[str, Any] = {
+    "prepare": prepare,
+    "convert": convert_teacher,
+    "label": label,
+    "merge": merge,
+    "shrink": shrink_teacher,
+    "cache": cache_teacher,
+    "train": train,
+}
 SMALL = ["max_source_tokens=40", "max_target_tokens=12", "document=document", "summary=summary", "max_examples={}"]
 QUICK = [
     "train.epochs=null",
@@ -42,6 +53,18 @@ TINY: dict[str, list[str]] = {
         "students.t5-small.model=FOLDER/t5-small",
     ],
     "demo-kd": ["teachers.docstring-bart.model=FOLDER/demo"],
+    "pl-bart-xsum-12-3": [
+        "teachers.bart.model=FOLDER/bart",
+        "teachers.pegasus.model=FOLDER/pegasus",
+        "train.precision=fp32",
+        *(f"labels.{name}.shards=2" for name in ("bart", "bart-close", "bart-plate", "bart-best", "pegasus")),
+        "labels.bart-close.keep_if={}",  # a random teacher's labels are never close
+    ],
+    "demo-pl": [
+        "teachers.docstring-bart.model=FOLDER/demo",
+        "labels.docstring-bart.keep_if={}",
+        "labels.docstring-bart.engine=ctranslate2",
+    ],
     "demo-kd-cached": ["teachers.hidden.model=FOLDER/demo", "teachers.top-k.model=FOLDER/demo"],
 }
 MODELS: dict[str, dict[str, Any]] = {
@@ -105,6 +128,9 @@ def losses_of(run: Path, student: str) -> dict[str, float]:
         ("kd-t5-small-from-large", "t5-small", {"cross_entropy", "kl", "hidden_decoder", "hidden_encoder"}),
         ("demo-kd", "kd-2-2", {"cross_entropy", "kl", "hidden_decoder"}),
         ("demo-kd", "sft-2-2", set()),
+        ("pl-bart-xsum-12-3", "pl-12-3", set()),
+        ("pl-bart-xsum-12-3", "kd-on-labels-12-3", {"cross_entropy", "kl", "hidden_decoder"}),
+        ("demo-pl", "both-2-1", set()),
         ("demo-kd-cached", "kd-2-1", {"cross_entropy", "kl", "hidden_decoder"}),
         ("demo-kd-cached", "top-k-2-2", {"cross_entropy", "kl"}),
     ],
