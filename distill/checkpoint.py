@@ -1,18 +1,25 @@
 """Checkpoints: names, completeness, retention, choice of what to resume. Files only, no torch.
 
-A checkpoint is written to `step-00000500.partial`; a manifest of its files is added and the folder renamed, so a
-folder of the final name is complete unless it was damaged later.
+A checkpoint is written to `step-00000500.partial`; a manifest of its files (sizes and SHA-256) is added and the folder
+renamed, so a folder of the final name is complete unless it was damaged later, which its hashes tell.
 """
 
+import concurrent.futures
+import hashlib
+import json
+import logging
 import re
 import shutil
 from pathlib import Path
+from typing import Any
 
-from distill.errors import InputError
-from distill.files import PARTIAL, publish_folder, read_json, write_json
+from distill.files import PARTIAL, publish_folder, read_json, sha256_file, write_text
+
+log = logging.getLogger(__name__)
 
 MANIFEST = "manifest.json"
 NAME = re.compile(r"step-(\d{8})")
+HASHING_THREADS = 8
 
 
 def partial_folder(checkpoints: Path, step: int) -> Path:
@@ -25,43 +32,94 @@ def clear_partial(checkpoints: Path) -> None:
         shutil.rmtree(leftover)
 
 
-def complete(checkpoints: Path, step: int, world_size: int) -> Path:
-    """Turn the written partial folder into a checkpoint."""
+def complete(checkpoints: Path, step: int, made_by: dict[str, Any]) -> tuple[Path, int]:
+    """Turn the written partial folder into a checkpoint; (its folder, its bytes). `made_by`: world size, ZeRO stage."""
     partial = partial_folder(checkpoints, step)
-    files = {str(f.relative_to(partial)): f.stat().st_size for f in sorted(partial.rglob("*")) if f.is_file()}
-    write_json(partial / MANIFEST, {"step": step, "world_size": world_size, "files": files})
+    files = _describe(partial)
+    write_text(partial / MANIFEST, _manifest_text({"step": step, **made_by, "files": files}))
     folder = checkpoints / f"step-{step:08d}"
     publish_folder(partial, folder)
-    return folder
+    return folder, sum(file["bytes"] for file in files.values())
 
 
-def is_complete(folder: Path) -> bool:
-    """True where the manifest is there and every file has the size it names."""
+def read_manifest(folder: Path) -> dict[str, Any]:
+    manifest: dict[str, Any] = read_json(folder / MANIFEST)
+    return manifest
+
+
+def damage(folder: Path) -> str | None:
+    """What is wrong with a checkpoint, in words; None where every file is as it was written."""
     if not (folder / MANIFEST).is_file():
+        return f"{MANIFEST} is missing"
+    try:
+        text = (folder / MANIFEST).read_text(encoding="utf-8")
+        manifest = json.loads(text)
+        expected: dict[str, dict[str, Any]] = manifest["files"]
+    except (ValueError, KeyError, TypeError):
+        return f"{MANIFEST} is torn"
+    manifest.pop("sha256", None)
+    if text != _manifest_text(manifest):
+        return f"{MANIFEST} was altered"
+    found = _describe(folder)
+    for name, file in expected.items():
+        if name not in found:
+            return f"{name} is missing"
+        if found[name] != file:
+            return f"{name} was altered ({found[name]['bytes']} bytes, {file['bytes']} were written)"
+    return None
+
+
+def newest_intact(checkpoints: Path) -> Path | None:
+    """The checkpoint of the highest step that is as it was written; damaged ones are named in the log and passed over."""
+    for folder in reversed(_folders(checkpoints)):
+        wrong = damage(folder)
+        if wrong is None:
+            return folder
+        log.warning("%s is damaged: %s; passed over", folder, wrong)
+    return None
+
+
+def prune(checkpoints: Path, keep: int, keep_every_steps: int | None, best_step: int | None) -> None:
+    """Remove checkpoints but the `keep` newest, every so many steps, and that of the best step.
+
+    Only complete ones count (by size); damaged ones older than those that are kept go too.
+    """
+    steps = [_step(folder) for folder in _folders(checkpoints) if _has_sizes(folder)]
+    kept = set(steps[-keep:]) | {best_step}
+    kept |= {step for step in steps if keep_every_steps and step % keep_every_steps == 0}
+    for folder in _folders(checkpoints):
+        if _step(folder) not in kept and steps and _step(folder) < steps[-1]:
+            shutil.rmtree(folder)
+
+
+def _manifest_text(manifest: dict[str, Any]) -> str:
+    """With a hash of itself, so that no byte of it can change unseen."""
+    own = hashlib.sha256(json.dumps(manifest).encode()).hexdigest()
+    return json.dumps(manifest | {"sha256": own}, indent=2) + "\n"
+
+
+def _describe(folder: Path) -> dict[str, dict[str, Any]]:
+    """{file: its bytes and SHA-256} of all files but the manifest; several at a time, since hashing needs no interpreter."""
+    files = sorted(file for file in folder.rglob("*") if file.is_file() and file.name != MANIFEST)
+    with concurrent.futures.ThreadPoolExecutor(HASHING_THREADS) as pool:
+        hashes = list(pool.map(sha256_file, files))
+    return {
+        str(file.relative_to(folder)): {"bytes": file.stat().st_size, "sha256": digest}
+        for file, digest in zip(files, hashes, strict=True)
+    }
+
+
+def _has_sizes(folder: Path) -> bool:
+    """True where the manifest is there and every file has the size it names."""
+    try:
+        files = read_manifest(folder)["files"]
+        return all((folder / name).stat().st_size == file["bytes"] for name, file in files.items())
+    except (OSError, ValueError, KeyError, TypeError):
         return False
-    files: dict[str, int] = read_json(folder / MANIFEST)["files"]
-    return all((folder / name).is_file() and (folder / name).stat().st_size == size for name, size in files.items())
 
 
-def newest_complete(checkpoints: Path) -> Path | None:
-    """The complete checkpoint of the highest step, or None."""
-    return next((folder for folder in reversed(_folders(checkpoints)) if is_complete(folder)), None)
-
-
-def check_world_size(folder: Path, world_size: int) -> None:
-    """InputError where a checkpoint was written by another number of processes."""
-    saved: int = read_json(folder / MANIFEST)["world_size"]
-    if saved != world_size:
-        raise InputError(
-            f"{folder} was saved by {saved} process(es), but {world_size} are running now. Expected the same number; "
-            f"start {saved} (--processes {saved}), or delete {folder.parent} to begin again."
-        )
-
-
-def prune(checkpoints: Path, keep: int) -> None:
-    """Remove all but the `keep` newest complete checkpoints."""
-    for folder in [folder for folder in _folders(checkpoints) if is_complete(folder)][:-keep]:
-        shutil.rmtree(folder)
+def _step(folder: Path) -> int:
+    return int(folder.name.removeprefix("step-"))
 
 
 def _folders(checkpoints: Path) -> list[Path]:

@@ -1,5 +1,6 @@
 """The engine of CTranslate2 (optional: `pip install -e .[ctranslate2]`): conversion of a teacher, and beam search."""
 
+import copy
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,14 +19,26 @@ COMPUTE = {"fp32": "float32", "fp16": "float16", "int8": "int8"}
 NORMS = {"bart": (False, True), "mbart": (True, True), "pegasus": (True, False), "marian": (False, False)}
 
 
-def convert(model: PreTrainedModel, tokenizer: Any, weights: str, compute: str, folder: Path) -> None:
-    """Write a model, as it is in memory, to a new `folder` in CTranslate2's format. `weights` is where it came from."""
+def convert(
+    model: PreTrainedModel, tokenizer: Any, weights: str, compute: str, folder: Path, device: torch.device
+) -> None:
+    """Write a model, as it is in memory, to a new `folder` in CTranslate2's format for a device.
+
+    `weights` is where it came from. InputError where the device lacks the compute type.
+    """
     kind = model.config.model_type
+    device_types = _ctranslate2().get_supported_compute_types(device.type)
+    if COMPUTE[compute] not in device_types:
+        raise InputError(
+            f"engine.compute: {compute} given, which CTranslate2 does not have on {device.type}. Expected one of "
+            f"{', '.join(name for name, kind in COMPUTE.items() if kind in device_types)}."
+        )
     if kind == "marian" and tokenizer.pad_token_id != model.config.vocab_size - 1:
         raise InputError(
             f"{weights}: <pad> is token {tokenizer.pad_token_id} of {model.config.vocab_size}, but CTranslate2 takes the "
             "last token of a Marian for it. Expected a Marian of the usual form; use the engine huggingface."
         )
+    model = copy.deepcopy(model).float()  # the converter quantizes in place
     if kind in NORMS:
         model.config.normalize_before, model.config.normalize_embedding = NORMS[kind]
     _converter()(model, tokenizer, weights).convert(str(folder), quantization=COMPUTE[compute])

@@ -11,9 +11,10 @@ from distill.batching import Tokens, TrainingData, tokenize
 from distill.corpus import DOCUMENTS, read_labels, read_split
 from distill.errors import InputError
 from distill.families import shape_of
+from distill.files import read_json, sha256_file
 from distill.preflight import source_limit
 from distill.reading import Row
-from distill.recipe import GOLD
+from distill.recipe import GOLD, sources
 from distill.run import LabelSet, Run
 from distill.sections import Evaluate
 
@@ -50,11 +51,13 @@ def training_rows(run: Run, train_on: Mapping[str, float]) -> list[Row]:
     rows: list[Row] = []
     for source, times in train_on.items():
         rows += repeated(_rows_of(run, source), times, run.recipe.seed)
+    if not rows:
+        raise InputError(f"train_on: {sources(train_on)} is no example at all. Expected some; raise the weights.")
     return rows
 
 
 def repeated(rows: Sequence[Row], times: float, seed: int) -> list[Row]:
-    """All rows as often as `times` says; of its fraction a seeded sample, in their order."""
+    """All rows as often as `times` says; of its fraction a seeded sample, the same in every epoch, in their order."""
     whole = int(times)
     part = random.Random(seed).sample(range(len(rows)), round((times - whole) * len(rows)))
     return [*rows] * whole + [rows[i] for i in sorted(part)]
@@ -66,7 +69,14 @@ def _rows_of(run: Run, source: str) -> list[Row]:
     labels = run.label_set(source)
     if not labels.manifest.exists():
         raise InputError(f"{labels} are not merged: {labels.manifest} is missing. Run jobs.merge --labels {source}.")
-    rows = read_labels(labelled_documents(run, labels), labels.table)
+    documents, manifest = labelled_documents(run, labels), read_json(labels.manifest)
+    for file, made in ((documents, manifest["contents"]["documents"]), (labels.table, manifest["sha256"])):
+        if not file.exists() or sha256_file(file) != made:
+            raise InputError(
+                f"{labels} cannot be read: {file} is not the one of the merge ({labels.manifest}). Expected the documents "
+                f"and the table of that time; delete {labels.folder} and label again, or bring the file back."
+            )
+    rows = read_labels(documents, labels.table)
     if not rows:
         raise InputError(f"{labels}: every label was dropped ({labels.manifest} counts why). Loosen keep_if.")
     return [row | {"id": f"{source}/{row['id']}"} for row in rows]

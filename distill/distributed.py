@@ -4,7 +4,7 @@ import os
 import re
 import subprocess
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import Any
 
@@ -25,6 +25,8 @@ class World:
     size: int
     local_rank: int
     device: torch.device
+    control: dist.ProcessGroup | None = None
+    """A gloo group for small agreements, which never waits for a GPU; None: the default group."""
 
     @property
     def is_main(self) -> bool:
@@ -39,6 +41,14 @@ class World:
         if self.size > 1:
             dist.all_reduce(values)
         return values
+
+    def any(self, flag: bool) -> bool:
+        """True on every rank where it is on one. A collective."""
+        if self.size == 1:
+            return flag
+        flags = torch.tensor(int(flag))
+        dist.all_reduce(flags, op=dist.ReduceOp.MAX, group=self.control)
+        return bool(flags)
 
     def gather(self, value: Any) -> list[Any] | None:
         """The picklable `value` of every rank in rank order, on rank 0; None elsewhere."""
@@ -98,6 +108,8 @@ def start(environment: Mapping[str, str] = os.environ) -> World:
         backend = "nccl" if world.device.type == "cuda" else "gloo"
         if world.size > 1:
             dist.init_process_group(backend, timeout=TIMEOUT)
+            if backend == "nccl":
+                return replace(world, control=dist.new_group(backend="gloo", timeout=TIMEOUT))
         else:  # DeepSpeed wants a group even for one process: a store in memory needs no port
             dist.init_process_group(backend, store=HashStore(), rank=0, world_size=1)
     return world

@@ -5,20 +5,30 @@ process-global Hugging Face DeepSpeed state is used: a model is built on the CPU
 its file is in memory once) and `deepspeed.initialize` shards it.
 """
 
+import argparse
 import contextlib
 import copy
 import logging
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import deepspeed
 import torch
+from deepspeed.checkpoint import ds_to_universal
+from deepspeed.checkpoint.constants import (
+    UNIVERSAL_CHECKPOINT_INFO,
+    UNIVERSAL_CHECKPOINT_VERSION_KEY,
+    UNIVERSAL_CHECKPOINT_VERSION_VALUE,
+)
 from transformers import PreTrainedModel
 
 from distill import checkpoint
 from distill.distillation import Distillation
 from distill.distributed import World
+from distill.errors import InputError
+from distill.files import PARTIAL
 from distill.head import logits_bias
 from distill.objective import Counts, Request, ScoredStudent, TeacherSource
 from distill.plan import deepspeed_config, teacher_config
@@ -29,6 +39,9 @@ from distill.teacher import FrozenTeacher
 
 log = logging.getLogger(__name__)
 logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
+
+STATE = "state"  # ours, among what DeepSpeed saves
+UNIVERSAL_INFO = {UNIVERSAL_CHECKPOINT_VERSION_KEY: UNIVERSAL_CHECKPOINT_VERSION_VALUE}
 
 
 class Engine:
@@ -88,26 +101,82 @@ class Engine:
                 self._plain.to("cpu")
             self._plain.train()
 
-    def save(self, checkpoints: Path, step: int, state: dict[str, Any], keep: int) -> None:
-        """Write a checkpoint that appears whole. All ranks must call."""
+    def save(self, checkpoints: Path, step: int, state: dict[str, Any]) -> int:
+        """Write a checkpoint that appears whole; return its bytes. All ranks must call.
+
+        Frozen weights are left out: they are those of the initial model, from which every attempt begins.
+        """
         partial = checkpoint.partial_folder(checkpoints, step)
         if self.world.is_main:
             checkpoint.clear_partial(checkpoints)
             partial.mkdir(parents=True)
         self.world.barrier()
-        self._engine.save_checkpoint(str(checkpoints), tag=partial.name, client_state=state, save_latest=False)
+        client_state = {STATE: state, UNIVERSAL_CHECKPOINT_INFO: UNIVERSAL_INFO}
+        self._engine.save_checkpoint(
+            str(checkpoints),
+            tag=partial.name,
+            client_state=client_state,
+            save_latest=False,
+            exclude_frozen_parameters=True,
+        )
         self.world.barrier()
+        size = 0
         if self.world.is_main:
-            checkpoint.complete(checkpoints, step, self.world.size)
-            checkpoint.prune(checkpoints, keep)
+            made_by = {"world_size": self.world.size, "zero_stage": self.stage}
+            _, size = checkpoint.complete(checkpoints, step, made_by)
         self.world.barrier()
+        return size
 
     def load(self, folder: Path) -> dict[str, Any]:
-        """Continue from a checkpoint; return the state saved with it. All ranks must call."""
-        checkpoint.check_world_size(folder, self.world.size)
-        path, state = self._engine.load_checkpoint(str(folder.parent), tag=folder.name)
+        """Continue from a checkpoint; return the state saved with it. All ranks must call.
+
+        One that was written by another number of processes or at another ZeRO stage is converted first, by rank 0.
+        InputError where DeepSpeed cannot do that.
+        """
+        made = checkpoint.read_manifest(folder)
+        settings = [{k: v for k, v in group.items() if k != "params"} for group in self._engine.optimizer.param_groups]
+        if made["zero_stage"] == self.stage and (self.stage == 0 or made["world_size"] == self.world.size):
+            state = self._load(folder)
+        elif made["zero_stage"] != self.stage and {made["zero_stage"], self.stage} != {1, 2}:
+            raise InputError(
+                f"{folder} was saved at ZeRO stage {made['zero_stage']}, but train.zero_stage is {self.stage}. DeepSpeed "
+                f"converts between the stages 1 and 2 only; set zero_stage back, or delete {folder.parent}."
+            )
+        else:
+            log.info(
+                "%s is of %d process(es) at ZeRO %d: converting it for %d at ZeRO %d",
+                folder, made["world_size"], made["zero_stage"], self.world.size, self.stage,
+            )  # fmt: skip
+            state = self._load_converted(folder)
+        for group, own in zip(self._engine.optimizer.param_groups, settings, strict=True):
+            group.update(own)  # at stage 3 a converted checkpoint brings the first group's settings to all
+        return state
+
+    def _load_converted(self, folder: Path) -> dict[str, Any]:
+        temporary = folder.parent / f"universal{PARTIAL}"
+        if self.world.is_main:
+            shutil.rmtree(temporary, ignore_errors=True)
+            (temporary / folder.name).mkdir(parents=True)
+            options = {"num_extract_workers": 1, "num_merge_workers": 1, "keep_temp_folder": False, "strict": True}
+            names = {"input_folder": str(folder), "output_folder": str(temporary / folder.name)}
+            with contextlib.redirect_stdout(None):
+                ds_to_universal.main(argparse.Namespace(**options, **names, inject_missing_state=False))
+        self.world.barrier()
+        self._engine._config.load_universal_checkpoint = True
+        state = self._load(temporary / folder.name)
+        self._engine._config.load_universal_checkpoint = False
+        for moments in self._engine.optimizer.optimizer.state.values():
+            # At stage 3 all groups come back with one and the same counter, which each of them would then raise.
+            moments["step"] = moments["step"].clone()
+        self.world.barrier()
+        if self.world.is_main:
+            shutil.rmtree(temporary)
+        return state
+
+    def _load(self, folder: Path) -> dict[str, Any]:
+        path, state = self._engine.load_checkpoint(str(folder.parent), tag=folder.name, load_module_strict=False)
         assert path is not None, f"DeepSpeed found nothing in {folder}"
-        saved: dict[str, Any] = state
+        saved: dict[str, Any] = state[STATE]
         return saved
 
     def _pairs(self) -> Iterator[tuple[torch.nn.Parameter, torch.nn.Parameter]]:

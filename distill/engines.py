@@ -18,8 +18,6 @@ from distill.task import Task
 
 log = logging.getLogger(__name__)
 
-PARITY = "parity.json"
-
 
 def make_engine(labels: LabelSet, task: Task, seed: int, device: torch.device) -> dict[str, Any]:
     """Convert the teacher and let both engines summarize a sample; leaves `labels.engine` with the model and the figures.
@@ -30,7 +28,7 @@ def make_engine(labels: LabelSet, task: Task, seed: int, device: torch.device) -
     numbers = random.Random(seed).sample(range(len(task.rows)), min(settings.documents, len(task.rows)))
     source = [task.tokens.source[i] for i in numbers]
     with atomic_folder(labels.engine) as folder:
-        convert(task.model, task.tokenizer, task.weights, settings.compute, folder / "model")
+        convert(task.model, task.tokenizer, task.weights, settings.compute, folder / "model", device)
         converted = CTranslate2(folder / "model", task.tokenizer, task.config, settings.compute, device)
         theirs, their_seconds = _summaries(converted, source, labels.settings.batch_tokens)
         original = HuggingFace(task.model.to(device), task.tokenizer, task.config, device)
@@ -47,7 +45,7 @@ def make_engine(labels: LabelSet, task: Task, seed: int, device: torch.device) -
             "device": device.type,
             "made_of": _made_of(task),
         }
-        write_json(folder / PARITY, figures)
+        write_json(folder / labels.parity.name, figures)
         if agreement < settings.agreement_at_least:
             raise InputError(
                 f"labels.{labels.name}.engine: on {len(ours)} documents the summaries of {settings.name} "
@@ -60,8 +58,8 @@ def make_engine(labels: LabelSet, task: Task, seed: int, device: torch.device) -
 
 def parity_of(labels: LabelSet, task: Task) -> dict[str, Any]:
     """The figures of the comparison; InputError where it was not made, or for another model, decoding or compute."""
-    file = labels.engine / PARITY
-    if not file.exists():
+    file = labels.parity
+    if not labels.has_engine():
         raise InputError(
             f"{labels}: the engine {labels.settings.engine.name} has not been compared with huggingface. "
             f"Run jobs.convert --labels {labels.name} first."

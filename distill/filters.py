@@ -53,4 +53,4 @@ def _breaks(rule: str, bound: Any, label: str, measures: Mapping[str, Any]) -> b
     value = measures[name]
     if value is None:
         return False
-    return bool(value < bound if side == "least" else value > bound)
+    return not (value >= bound if side == "least" else value <= bound)  # a nan breaks every rule

@@ -35,6 +35,8 @@ def generation_config(model: PreTrainedModel, overrides: Generation, max_target_
     if "min_new_tokens" in given:
         config.min_length = 0
     config.update(**given)
+    # Beam search, whatever the model's own settings: what is generated follows from the document alone.
+    config.update(do_sample=False, temperature=1.0, top_k=50, top_p=1.0)
     if config.max_new_tokens is None and config.max_length in (None, HF_DEFAULT_MAX_LENGTH):
         config.max_length, config.max_new_tokens = None, max_target_tokens
     if config.num_beams in (None, 1):  # settings of beam search that greedy search would warn about
@@ -167,14 +169,21 @@ def summarize(
     config: GenerationConfig,
     batch_tokens: int,
     world: World,
+    before_batch: Callable[[], None] = lambda: None,
 ) -> list[str] | None:
-    """The summaries of all documents in their order, on rank 0; None on the others. Every rank must call it."""
+    """The summaries of all documents in their order, on rank 0; None on the others. Every rank must call it.
+
+    `before_batch` may be a collective: it is called equally often on every rank.
+    """
     batches = plan_batches([len(row) for row in source], batch_tokens)
-    mine = batches[world.rank :: world.size]
     done = dict[int, str]()
-    for number, (indices, texts) in enumerate(generate(model, tokenizer, source, config, mine, world.device), 1):
-        done.update(zip(indices, texts, strict=True))
-        log.debug("generated batch %d of %d", number, len(mine))
+    for start in range(0, len(batches), world.size):
+        before_batch()
+        for indices, texts in generate(
+            model, tokenizer, source, config, batches[start + world.rank : start + world.size][:1], world.device
+        ):
+            done.update(zip(indices, texts, strict=True))
+        log.debug("generated up to batch %d of %d", start + world.size, len(batches))
     gathered = world.gather(done)
     if gathered is None:
         return None

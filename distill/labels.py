@@ -2,6 +2,7 @@
 
 import logging
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import asdict
 from typing import Any
 
@@ -25,7 +26,9 @@ from distill.task import Task, label_task
 log = logging.getLogger(__name__)
 
 
-def label_writer(run: Run, labels: LabelSet, device: torch.device) -> SummaryWriter:
+def label_writer(
+    run: Run, labels: LabelSet, device: torch.device, before_batch: Callable[[], None] = lambda: None
+) -> SummaryWriter:
     """Fills the shards of a label set; InputError where its engine has not been compared with Hugging Face."""
     task = label_task(run, labels)
     return SummaryWriter(
@@ -35,6 +38,7 @@ def label_writer(run: Run, labels: LabelSet, device: torch.device) -> SummaryWri
         ids=task.ids,
         source=task.tokens.source,
         batch_tokens=labels.settings.batch_tokens,
+        before_batch=before_batch,
     )
 
 
@@ -65,7 +69,7 @@ def merge_labels(run: Run, labels: LabelSet) -> dict[str, Any]:
         "measures": _distributions(rows),
         "contents": asdict(task.contents),
         "keep_if": labels.settings.keep_if.given,
-        "best_of": labels.settings.best_of.model_dump() if labels.settings.best_of else None,
+        "best_of": labels.settings.best_of_block,
         "shards": {shard.data.name: read_json(shard.manifest)["sha256"] for shard in shards},
         "sha256": sha256_file(labels.table),
     }

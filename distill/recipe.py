@@ -159,6 +159,13 @@ class KeepIf(Section):
     finished: Literal[True] | None = None
     """The teacher ended the label itself, before the longest length."""
 
+    @model_validator(mode="after")
+    def _something_passes(self) -> "KeepIf":
+        least, most = self.length_ratio_at_least, self.length_ratio_at_most
+        if least is not None and most is not None and least > most:
+            raise ValueError(f"length_ratio_at_least {least:g} is above length_ratio_at_most {most:g}: no label passes")
+        return self
+
     @property
     def given(self) -> dict[str, Any]:
         return self.model_dump(exclude_none=True)
@@ -187,6 +194,13 @@ class LabelEngine(Section):
     """Mean ROUGE-L between its summaries and those of huggingface, below which it must not label."""
     documents: Positive = 200
     """On which the two are compared."""
+
+    @model_validator(mode="after")
+    def _only_of_ctranslate2(self) -> "LabelEngine":
+        given = self.model_fields_set - {"name"}
+        if self.name == "huggingface" and given and self != LabelEngine():
+            raise ValueError(f"{', '.join(sorted(given))}: of ctranslate2 only; give name: ctranslate2, or remove it")
+        return self
 
 
 def _engine_block(value: Any) -> Any:
@@ -219,6 +233,10 @@ class Labels(Generation):
     shorter, more abstractive labels)."""
     keep_if: KeepIf = KeepIf()
 
+    @property
+    def best_of_block(self) -> dict[str, Any] | None:
+        return self.best_of.model_dump() if self.best_of else None
+
     @model_validator(mode="after")
     def _goes_together(self) -> "Labels":
         if self.max_documents and not self.documents:
@@ -239,7 +257,9 @@ def _sources(value: Any) -> Any:
         if twice:
             raise ValueError(f"{', '.join(sorted(twice))} stands twice; to read it twice give {{NAME: 2}}")
         return dict.fromkeys(map(str, value), 1.0)
-    return value
+    if not isinstance(value, dict):
+        raise ValueError("expected a list of names such as [gold, bart], or a block such as {gold: 1, bart: 0.5}")
+    return {str(name): times for name, times in value.items()}
 
 
 def sources(train_on: Mapping[str, float]) -> str:
@@ -248,7 +268,7 @@ def sources(train_on: Mapping[str, float]) -> str:
 
 
 TrainOn = Annotated[
-    dict[str, Annotated[Number, Field(gt=0)]],
+    dict[str, Annotated[Number, Field(gt=0, le=100)]],
     Field(min_length=1),
     BeforeValidator(_sources, json_schema_input_type=dict[str, float] | list[str]),
 ]

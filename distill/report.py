@@ -21,6 +21,7 @@ from distill.scores import first_sentence, score
 
 SCORES = ("rouge1", "rouge2", "rougeL")
 MEASURES = {
+    "rouge1": "ROUGE-1 to gold",
     "rouge2": "ROUGE-2 to gold",
     "rougeL": "ROUGE-L to gold",
     "length_ratio": "words / gold words",

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from distill.errors import InputError
-from distill.files import check_writable, write_text
+from distill.files import check_writable, read_json, write_text
 from distill.recipe import Labels, Recipe, Student, Teacher
 from distill.recipe_file import dump_recipe, flatten, load_recipe
 from distill.sections import Evaluate, Train
@@ -17,7 +17,16 @@ SPLITS: tuple[Split, ...] = ("train", "validation", "test")
 
 # Keys that change how fast or how safely something is computed, but not what comes out (with dropout, the size of the
 # micro-batches decides which random masks are drawn, as the number of processes does).
-FREE_KEYS = ("micro_batch_tokens", "save_every_steps", "keep_checkpoints", "log_every_steps", "evaluate.batch_tokens")
+FREE_KEYS = (
+    "micro_batch_tokens",
+    "save_every_steps",
+    "keep_checkpoints",
+    "keep_every_steps",
+    "zero_stage",
+    "offload",
+    "log_every_steps",
+    "evaluate.batch_tokens",
+)
 
 
 @dataclass(frozen=True)
@@ -101,8 +110,27 @@ class LabelSet:
         return self.folder / "engine"
 
     @property
+    def parity(self) -> Path:
+        """How the converted teacher compares with Hugging Face."""
+        return self.engine / "parity.json"
+
+    def has_engine(self) -> bool:
+        return self.parity.exists() and (self.engine / "model" / "model.bin").exists()
+
+    @property
     def table(self) -> Path:
         return self.folder / "labels.parquet"
+
+    def is_merged(self) -> bool:
+        """True where the table is there, with the recipe's rules."""
+        if not self.manifest.exists() or not self.table.exists():
+            return False
+        rules: dict[str, Any] = read_json(self.manifest)
+        return (rules["keep_if"], rules["best_of"]) == (self.settings.keep_if.given, self.settings.best_of_block)
+
+    def is_begun(self) -> bool:
+        """True where anything was made that depends on more than the rules of the merge."""
+        return self.documents.exists() or any(self.folder.glob("shard-*"))
 
     @property
     def manifest(self) -> Path:
@@ -215,7 +243,7 @@ def refuse_changes(begun: Recipe, now: Recipe, folder: Path) -> None:
     changed = [
         f"  {key}: {_shown(old, key)} when the run began, {_shown(new, key)} now"
         for key in sorted(old.keys() | new.keys())
-        if old.get(key) != new.get(key) and not _may_change(key, begun) and not _echoes(key, old, new)
+        if old.get(key) != new.get(key) and not _may_change(key, begun, folder) and not _echoes(key, old, new)
     ]
     if changed:
         raise InputError(
@@ -230,13 +258,25 @@ def refuse_changes(begun: Recipe, now: Recipe, folder: Path) -> None:
         )
 
 
-def _may_change(key: str, begun: Recipe) -> bool:
+def _may_change(key: str, begun: Recipe, folder: Path) -> bool:
     group, _, rest = key.partition(".")
     name = rest.partition(".")[0]
     known: dict[str, Any] = {"students": begun.students, "teachers": begun.teachers, "labels": begun.labels}
     is_new = group in known and name not in known[group]
-    placement = re.fullmatch(r"teachers\.[^.]+\.(zero_stage|offload)|labels\.[^.]+\.batch_tokens", key) is not None
-    return is_new or placement or key.endswith(FREE_KEYS) or group in ("benchmark", "report")
+    if group == "labels" and name in begun.labels and _labels_may_change(rest, name, begun, folder):
+        return True
+    batches = re.fullmatch(r"labels\.[^.]+\.batch_tokens", key) is not None
+    return is_new or batches or key.endswith(FREE_KEYS) or group in ("benchmark", "report")
+
+
+def _labels_may_change(rest: str, name: str, begun: Recipe, folder: Path) -> bool:
+    """As long as nothing was made of a label set; the rules of its merge as long as no student has read them."""
+    labels = LabelSet(name, folder / "labels" / name, begun.labels[name])
+    if not labels.is_begun():
+        return True
+    readers = [student for student, settings in begun.students.items() if name in settings.train_on]
+    is_read = any((folder / "students" / student / "metrics.jsonl").exists() for student in readers)
+    return rest.startswith((f"{name}.keep_if", f"{name}.best_of.by")) and not is_read
 
 
 def _echoes(key: str, old: dict[str, Any], new: dict[str, Any]) -> bool:

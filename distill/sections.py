@@ -64,11 +64,17 @@ class Generation(Section):
     """Beam search settings; what is left out stays as the model's own generation config has it."""
 
     num_beams: Positive | None = None
-    length_penalty: float | None = None
+    length_penalty: Number | None = None
     min_new_tokens: Annotated[int, Field(ge=0)] | None = None
     max_new_tokens: Positive | None = None
     no_repeat_ngram_size: Annotated[int, Field(ge=0)] | None = None
     early_stopping: bool | None = None
+
+    @model_validator(mode="after")
+    def _shortest_fits(self) -> "Generation":
+        if self.min_new_tokens and self.max_new_tokens and self.min_new_tokens > self.max_new_tokens:
+            raise ValueError(f"min_new_tokens {self.min_new_tokens} is above max_new_tokens {self.max_new_tokens}")
+        return self
 
 
 class Evaluate(Section):
@@ -122,7 +128,9 @@ class Train(Section):
     save_every_steps: Positive = 500
     """Optimizer steps between two DeepSpeed checkpoints."""
     keep_checkpoints: Positive = 2
-    """DeepSpeed checkpoints kept."""
+    """DeepSpeed checkpoints kept: the newest, and that of the best step where there is one."""
+    keep_every_steps: Positive | None = None
+    """Keep those of every so many steps too."""
     log_every_steps: Positive = 10
 
     @model_validator(mode="after")

@@ -3,7 +3,7 @@
 An attempt at a shard writes only to a file of its own. It begins with a copy of the whole batches that the furthest
 earlier attempt left, and takes the shard over: an attempt that is still alive (a second worker by mistake, or one on a
 node that was cut off and came back) notices before its next batch, says so and stops. So nothing is locked, no shard
-knows of another, and what two attempts wrote is never mixed. A whole shard gets its final name, then its manifest.
+knows of another, and what two attempts wrote is never mixed. A whole shard gets its manifest, then its final name.
 """
 
 import hashlib
@@ -13,7 +13,7 @@ import logging
 import os
 import secrets
 import socket
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -67,11 +67,15 @@ class Shard:
         return self.data.with_name(f"{self.data.name}.claim")
 
     def is_complete(self) -> bool:
-        return self.manifest.exists()
+        return self.manifest.exists() and self.data.exists()
 
     def leftovers(self, key: str = "*") -> list[Path]:
-        """The files of attempts, by default of all."""
+        """The growing files of attempts, by default of all."""
         return sorted(self.folder.glob(f"{self.data.name}.{key}.*{PARTIAL}"))
+
+
+class TakenOverError(InputError):
+    """Another attempt has the shard, or has finished it."""
 
 
 def shards_of(folder: Path, count: int, suffix: str) -> list[Shard]:
@@ -95,62 +99,108 @@ def fill(
     plan: Sequence[list[int]],
     whole: Whole,
     make: Callable[[list[int]], bytes],
+    before_batch: Callable[[], None] = lambda: None,
 ) -> None:
     """Fill a shard batch by batch, from where an earlier attempt was killed; nothing to do where it is complete.
 
     `make` gives a batch's bytes, which must follow from the batch alone. The manifest holds `contents`, the number of
-    items of `plan`, bytes and SHA-256. InputError where another attempt took the shard over.
+    items of `plan`, bytes and SHA-256. TakenOverError where another attempt took the shard over.
     """
     if shard.is_complete():
         log.info("%s is complete", shard.data)
         return
     shard.folder.mkdir(parents=True, exist_ok=True)
     owner = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}"
-    write_text(shard.claim, owner)
     growing = shard.data.with_name(f"{shard.data.name}.{key}.{owner}{PARTIAL}")
+    try:
+        write_text(shard.claim, owner)
+        _grow(shard, owner, key, growing, plan, whole, make, before_batch)
+        items = sum(map(len, plan))
+        record = {"items": items, "bytes": growing.stat().st_size, "sha256": sha256_file(growing)}
+        _check_owner(shard, owner)
+        write_json(shard.manifest, {"contents": dict(contents), **record})
+        growing.replace(shard.data)  # last: before it the shard is not complete, and can be continued
+    except FileNotFoundError:  # whoever finished the shard has removed the files of all attempts
+        _check_owner(shard, owner)
+        raise
+    for leftover in [*shard.leftovers(), *shard.folder.glob(f"{shard.data.name}.*.limit"), shard.claim]:
+        leftover.unlink(missing_ok=True)
+    log.info("%s: %d items, %.1f MB", shard.data, items, record["bytes"] / 1e6)
+
+
+def _grow(
+    shard: Shard,
+    owner: str,
+    key: str,
+    growing: Path,
+    plan: Sequence[list[int]],
+    whole: Whole,
+    make: Callable[[list[int]], bytes],
+    before_batch: Callable[[], None],
+) -> None:
+    """Write all batches to the attempt's own file, beginning with those of the furthest earlier attempt."""
     with growing.open("wb") as file:
-        done = _inherit(shard, key, growing, whole)
+        earlier = [path for path in shard.leftovers(key) if path != growing]
+        done = _copy_furthest(earlier, growing, whole)
+        _check_owner(shard, owner)
+        # Whoever takes the shard over from here on finds the copy; the files of attempts that began later than this one
+        # are not among these, since their claims would have been seen.
+        for path in earlier:
+            path.unlink(missing_ok=True)
+        if done:
+            log.info("%s: continuing after %d whole batches of an earlier attempt", shard.data.name, done)
         file.seek(0, os.SEEK_END)
         for number, batch in enumerate(plan[done:], start=done + 1):
-            _check_owner(shard, owner, growing)
+            before_batch()
+            _check_owner(shard, owner)
             log.info("%s: batch %d of %d, %d items", shard.data.name, number, len(plan), len(batch))
             file.write(make(batch))
             file.flush()
         os.fsync(file.fileno())
-    _check_owner(shard, owner, growing)
-    growing.replace(shard.data)
-    items, size = sum(map(len, plan)), shard.data.stat().st_size
-    record = {"items": items, "bytes": size, "sha256": sha256_file(shard.data)}
-    write_json(shard.manifest, {"contents": dict(contents), **record})
-    for leftover in shard.folder.glob(f"{shard.data.name}.*"):
-        leftover.unlink(missing_ok=True)
-    log.info("%s: %d items, %.1f MB", shard.data, items, size / 1e6)
 
 
-def _inherit(shard: Shard, key: str, growing: Path, whole: Whole) -> int:
-    """Copy the whole batches of the furthest attempt, and remove the attempts; the number of batches."""
-    earlier = [path for path in shard.leftovers(key) if path != growing]
-    if not earlier:
+def _copy_furthest(earlier: Sequence[Path], growing: Path, whole: Whole) -> int:
+    """Copy the whole batches of the file that has most; their number."""
+    measured = [(found, path) for path in earlier if (found := _size(path, whole)) is not None]
+    if not measured:
         return 0
-    (done, size), furthest = max((whole(path), path) for path in earlier)
+    (done, size), furthest = max(measured)
     with furthest.open("rb") as source, growing.open("r+b") as target:
         while part := source.read(min(COPIED_BYTES, size - source.tell())):
             target.write(part)
     fsync(growing)
-    for path in earlier:
-        path.unlink(missing_ok=True)
-    log.info("%s: continuing after %d whole batches of an earlier attempt", shard.data.name, done)
     return done
 
 
-def _check_owner(shard: Shard, owner: str, growing: Path) -> None:
+def _size(path: Path, whole: Whole) -> tuple[int, int] | None:
+    try:
+        return whole(path)
+    except FileNotFoundError:  # another attempt was faster with it
+        return None
+
+
+def _check_owner(shard: Shard, owner: str) -> None:
     try:
         now = shard.claim.read_text(encoding="utf-8")
     except FileNotFoundError:  # the other attempt has finished the shard
         now = ""
     if now != owner:
-        growing.unlink(missing_ok=True)  # whoever has the shard copied it
-        raise InputError(
+        raise TakenOverError(
             f"{shard.data} was taken over by another process ({now or 'which has finished it'}), so this one stops; "
             "nothing is lost. Expected one process for each shard; give every worker shards of its own (--shard)."
         )
+
+
+def fill_each(numbers: Iterable[int], write: Callable[[int], None]) -> None:
+    """Fill several shards; one that another process takes over is left to it, and the others are made.
+
+    TakenOverError where there was but that one.
+    """
+    asked = list(numbers)
+    for number in asked:
+        try:
+            write(number)
+        except TakenOverError as error:
+            if len(asked) == 1:
+                raise
+            log.warning("%s The other shards go on.", error)

@@ -90,14 +90,14 @@ def _stages_of_labels(run: Run, labels: LabelSet) -> list[Stage]:
     graph = []
     needs = _ready(run, run.member("teachers", labels.teacher))
     if labels.settings.engine.name != "huggingface":
-        graph.append(Stage("convert", labels, (needs,), labels.engine.exists))
+        graph.append(Stage("convert", labels, (needs,), labels.has_engine))
         needs = graph[-1].name
 
     def done() -> tuple[int, int]:
         return count_done(shards_of(labels.folder, labels.settings.shards, ".jsonl"))
 
     graph.append(Stage("label", labels, (needs,), lambda: done()[0] == done()[1], "workers", done))
-    return [*graph, Stage("merge", labels, (graph[-1].name,), labels.manifest.exists)]
+    return [*graph, Stage("merge", labels, (graph[-1].name,), labels.is_merged)]
 
 
 def _stages_of_student(run: Run, member: Member) -> list[Stage]:

@@ -8,7 +8,7 @@ import json
 import logging
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -67,6 +67,8 @@ class SummaryWriter:
     source: Sequence[list[int]]
     batch_tokens: int
     """Most source tokens, padding included, of one batch."""
+    before_batch: Callable[[], None] = lambda: None
+    """May raise, to stop."""
 
     def write(self, number: int) -> None:
         """Fill shard `number`, from where a killed attempt left off."""
@@ -82,6 +84,7 @@ class SummaryWriter:
             plan=plan,
             whole=lambda path: whole_records(path, plan),
             make=lambda batch: self._lines(batch, limit),
+            before_batch=self.before_batch,
         )
 
     def plan(self, number: int) -> list[list[int]]:
@@ -214,11 +217,15 @@ def _check_shard(shard: Shard, contents: Contents, job: str) -> None:
             f"{shard.data} is missing: shard {shard.number} of {shard.of} is not finished. "
             f"Run {job} --shard {shard.number}."
         )
-    found = read_json(shard.manifest)
-    reasons = Contents(**found["contents"]).reasons(contents)
+    try:
+        found = read_json(shard.manifest)
+        made_of, sha256 = Contents(**found["contents"]), found["sha256"]
+    except (ValueError, KeyError, TypeError):
+        raise InputError(f"{shard.manifest} is torn: it is no manifest of a shard. {again}") from None
+    reasons = made_of.reasons(contents)
     if reasons:
         raise InputError(f"{shard.data} cannot be used: {'; '.join(reasons)}. {again}")
-    if sha256_file(shard.data) != found["sha256"]:
+    if sha256_file(shard.data) != sha256:
         raise InputError(f"{shard.data} was altered since it was written: its SHA-256 is another. {again}")
 
 

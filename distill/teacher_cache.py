@@ -9,7 +9,7 @@ Shapes: N target tokens, D dimensions, K largest logits.
 
 import hashlib
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -118,6 +118,8 @@ class CacheWriter:
     batch_tokens: int
     """Most tokens (source and target, padding included) of one batch."""
     device: torch.device
+    before_batch: Callable[[], None] = lambda: None
+    """May raise, to stop."""
 
     def write(self, number: int) -> None:
         """Fill a shard, from where a killed attempt left off."""
@@ -133,6 +135,7 @@ class CacheWriter:
             plan=plan,
             whole=lambda path: self._whole(path, plan),
             make=lambda batch: self._rows(frozen, batch).tobytes(),
+            before_batch=self.before_batch,
         )
 
     def _whole(self, path: Path, plan: list[list[int]]) -> tuple[int, int]:

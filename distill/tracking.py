@@ -1,6 +1,7 @@
 """What a training tells the outside: metrics.jsonl, TensorBoard, a progress bar or log lines. Rank 0 only."""
 
 import logging
+import shutil
 import time
 from typing import Any
 
@@ -13,8 +14,14 @@ from distill.run import Member
 log = logging.getLogger(__name__)
 
 
+SAVE = "save_seconds"
+
+
 class NullTracker:
     """Tells nobody: the tracker of ranks other than 0."""
+
+    records = 0
+    """Records written so far."""
 
     def record(self, step: int, values: dict[str, Any]) -> None:
         """Add one record; `values` are numbers by name."""
@@ -31,15 +38,20 @@ class NullTracker:
 
 
 class Tracker(NullTracker):
-    """Writes the records of one training; those after `step` (of a killed attempt) are removed first."""
+    """Writes the records of one training; those that a killed attempt wrote after its last checkpoint go first."""
 
-    def __init__(self, member: Member, step: int, steps: int) -> None:
+    def __init__(self, member: Member, step: int, steps: int, records: int) -> None:
+        """`records`: how many there were when the checkpoint of `step`, from which the training goes on, was written."""
         from torch.utils.tensorboard import SummaryWriter
 
-        kept = [row for row in read_jsonl(member.metrics) if row["step"] <= step] if step else []
+        rows = read_jsonl(member.metrics)
+        kept = rows[:records] + [row for row in rows[records:] if row["step"] == step and SAVE in row]
         write_jsonl(member.metrics, kept)
-        self._file = member.metrics
-        self._board = SummaryWriter(str(member.tensorboard), purge_step=step + 1)
+        shutil.rmtree(member.tensorboard, ignore_errors=True)
+        self._file, self.records = member.metrics, len(kept)
+        self._board = SummaryWriter(str(member.tensorboard))
+        for row in kept:
+            self._plot(row)
         self._steps, self._step = steps, step
         self._clear(step)
         console = Console(stderr=True)
@@ -56,10 +68,10 @@ class Tracker(NullTracker):
         self._bar.start()
 
     def record(self, step: int, values: dict[str, Any]) -> None:
-        append_jsonl(self._file, {"step": step, "time": time.time(), **values})
-        for name, value in values.items():
-            if isinstance(value, int | float):
-                self._board.add_scalar(name, value, step)
+        row = {"step": step, "time": time.time(), **values}
+        append_jsonl(self._file, row)
+        self.records += 1
+        self._plot(row)
         shown = "  ".join(f"{name} {_short(value)}" for name, value in values.items())
         log.info("step %d/%d  %s", step, self._steps, shown)
 
@@ -69,6 +81,11 @@ class Tracker(NullTracker):
         self._padded += padded_tokens
         self._seconds += seconds
         self._bar.update(self._task, completed=step)
+
+    def _plot(self, row: dict[str, Any]) -> None:
+        for name, value in row.items():
+            if isinstance(value, int | float) and name not in ("step", "time"):
+                self._board.add_scalar(name, value, row["step"], walltime=row["time"])
 
     def speed(self) -> dict[str, float]:
         seconds, done = max(self._seconds, 1e-9), self._step - self._last_step

@@ -6,19 +6,22 @@ target tokens of the whole step. Random state is a function of (seed, step, rank
 
 import logging
 import math
+import random
 import time
 from typing import Any
 
+import numpy as np
 import torch
 
 from distill.batching import BatchPlan, StepSource, TrainingData, collate, deal, padded_tokens
-from distill.checkpoint import newest_complete
+from distill.checkpoint import newest_intact, prune
 from distill.distributed import World
 from distill.engine import Engine
 from distill.files import atomic_folder, restore_replaced
 from distill.generation import generation_config, summarize
 from distill.objective import Counts, ScoredStudent, TeacherSource
 from distill.plan import learning_rate, total_steps
+from distill.preemption import SECONDS_TO_LEAVE, StopFlag, StoppedError
 from distill.run import Member
 from distill.scores import METRICS, rouge
 from distill.sections import Evaluate, Train
@@ -46,6 +49,7 @@ class Trainer:
         seed: int,
         world: World,
         teacher: TeacherSource | None = None,
+        stop: StopFlag | None = None,
     ) -> None:
         freeze(student.student, train.freeze)
         set_dropout(student.student, train.dropout)
@@ -56,31 +60,53 @@ class Trainer:
         self.examples = StepSource(plan)
         self.steps = total_steps(train, plan.steps_per_epoch())
         self.engine = Engine(student, train, world, teacher)
+        self.stop = stop or StopFlag()
         # Loop state: all that a checkpoint stores besides weights and optimizer.
-        self.step, self.best, self.seconds = 0, float("-inf"), 0.0
+        self.step, self.validated, self.saved = 0, -1, -1
+        self.best, self.best_step, self.seconds, self.records = float("-inf"), -1, 0.0, 0
         self.began = time.monotonic()
+        self.slowest_save = 0.0
 
     def run(self) -> None:
-        """Train to the end from the newest complete checkpoint, or from the start; leaves best/ and final/."""
+        """Train to the end from the newest intact checkpoint, or from the start; leaves best/ and final/.
+
+        StoppedError, on all ranks together, where a signal asked one of them to stop, or the time is up: after a save.
+        """
         self._resume()
-        tracker = Tracker(self.member, self.step, self.steps) if self.world.is_main else NullTracker()
+        tracker = Tracker(self.member, self.step, self.steps, self.records) if self.world.is_main else NullTracker()
         self.began = time.monotonic() - self.seconds
-        if self.step == 0 and self.evaluate.before_training:
+        try:
+            self._train(tracker)
+        except StoppedError:
+            self._save_and_leave(tracker)
+            raise
+        finally:
+            tracker.close()
+        self.export("final")  # last: its folder says that the training is complete
+
+    def _train(self, tracker: NullTracker) -> None:
+        if self.step == 0 and self.evaluate.before_training and self.validated < 0:
             self.validate(tracker)
         while self.step < self.steps:
+            if self.step > 0 and self.step % self.evaluate.every_steps == 0 and self.validated < self.step:
+                self.validate(tracker)
+            if self.step > 0 and self.step % self.settings.save_every_steps == 0 and self.saved < self.step:
+                self.save(tracker)
             values = self.train_step(tracker)
             self.step += 1
             if self.is_due(self.settings.log_every_steps):
                 tracker.record(
                     self.step, {**values, **tracker.speed(), "epoch": self.examples.epoch, "steps": self.steps}
                 )
-            if self.is_due(self.evaluate.every_steps):
-                self.validate(tracker)
-            if self.step % self.settings.save_every_steps == 0 and self.step < self.steps:
-                self.save()
+        if self.validated < self.step:
+            self.validate(tracker)
         tracker.record(self.step, {"training_minutes": (time.monotonic() - self.began) / 60})
-        tracker.close()
-        self.export("final")  # last: its folder says that the training is complete
+
+    def leave_if_asked(self) -> None:
+        """All ranks must call; StoppedError on all of them where one was asked to stop."""
+        if self.world.any(self.stop.is_set()):
+            self.stop.ask("another rank was asked to stop")
+            raise StoppedError(self.stop.reason)
 
     def train_step(self, tracker: NullTracker) -> dict[str, float]:
         """One optimizer step: micro-batches forward and backward, agree that the loss is finite, update."""
@@ -88,9 +114,10 @@ class Trainer:
         examples = self.examples[self.step]
         dealt = deal(examples, self.lengths, self.world.size, self.settings.micro_batch_tokens)
         counts = Counts(*(sum(self.lengths[i][side] for i in examples) for side in (1, 0)))
-        torch.manual_seed((self.seed * 1_000_003 + self.step) * 4099 + self.world.rank)
+        self._seed()
         summed = torch.zeros(1 + len(self.engine.terms), device=self.world.device)
-        for micro_batch in dealt[self.world.rank]:
+        for micro_batch in dealt[self.world.rank]:  # as many on every rank
+            self.leave_if_asked()  # what was accumulated of this step is dropped: its checkpoint is of the step before
             batch = collate(self.data.train, micro_batch, self.tokenizer.pad_token_id, self.world.device)
             summed += self.engine.accumulate(batch, counts)
         loss, *terms = self.world.sum(summed).tolist()  # the sum over ranks is nan where any rank's is
@@ -111,16 +138,43 @@ class Trainer:
         with self.engine.replica() as model:
             beams = self.evaluate.generation.model_copy(update={"num_beams": self.evaluate.num_beams})
             config = generation_config(model, beams, self.data.max_target_tokens)
-            summaries = summarize(model, self.tokenizer, source, config, self.evaluate.batch_tokens, self.world)
+            summaries = summarize(
+                model, self.tokenizer, source, config, self.evaluate.batch_tokens, self.world, self.leave_if_asked
+            )
         scores = self.world.broadcast(self._score(summaries) if summaries else None)
         tracker.record(self.step, {**scores, "validation_seconds": time.monotonic() - began})
         if self.step > 0 and scores[self.evaluate.metric] > self.best:
-            self.best = scores[self.evaluate.metric]
+            self.best, self.best_step = scores[self.evaluate.metric], self.step
             self.export("best")
+        self.validated = self.step
 
-    def save(self) -> None:
-        state = {"step": self.step, "best": self.best, "seconds": time.monotonic() - self.began}
-        self.engine.save(self.member.checkpoints, self.step, state, self.settings.keep_checkpoints)
+    def save(self, tracker: NullTracker) -> None:
+        began = time.monotonic()
+        state = {
+            "step": self.step,
+            "validated": self.validated,
+            "best": self.best,
+            "best_step": self.best_step,
+            "seconds": began - self.began,
+            "records": tracker.records,
+        }
+        size = self.engine.save(self.member.checkpoints, self.step, state)
+        if self.world.is_main:
+            settings = self.settings
+            prune(self.member.checkpoints, settings.keep_checkpoints, settings.keep_every_steps, self.best_step)
+        self.saved, seconds = self.step, time.monotonic() - began
+        self.slowest_save = max(self.slowest_save, seconds)
+        self.stop.seconds_to_leave = SECONDS_TO_LEAVE + 2 * self.slowest_save
+        tracker.record(self.step, {"save_seconds": seconds, "save_bytes": size})
+
+    def _save_and_leave(self, tracker: NullTracker) -> None:
+        """Save, where that can be finished in time as far as earlier saves tell; else the last checkpoint stands."""
+        if self.saved < self.step and not self.world.any(not self.stop.leaves_time_for(self.slowest_save)):
+            self.save(tracker)
+        elif self.saved < self.step:
+            log.warning("no time for a save, which took %.1f s before", self.slowest_save)
+        newest = f"step-{self.saved:08d}" if self.saved >= 0 else "none: it begins again"
+        log.info("%s: stopping at step %d (%s); checkpoint: %s", self.member, self.step, self.stop.reason, newest)
 
     def export(self, name: str) -> None:
         """Write best/ or final/ in Hugging Face format."""
@@ -153,13 +207,22 @@ class Trainer:
     def _resume(self) -> None:
         if self.world.is_main:
             restore_replaced(self.member.best)
-        newest = self.world.broadcast(newest_complete(self.member.checkpoints))
+        newest = self.world.broadcast(newest_intact(self.member.checkpoints) if self.world.is_main else None)
         if newest is None:
             log.info("%s: starting at step 0 of %d", self.member, self.steps)
             return
         state = self.engine.load(newest)
-        self.step, self.best, self.seconds = state["step"], state["best"], state["seconds"]
+        self.step, self.validated, self.saved = state["step"], state["validated"], state["step"]
+        self.best, self.best_step = state["best"], state["best_step"]
+        self.seconds, self.records = state["seconds"], state["records"]
         log.info("%s: resuming at step %d of %d from %s", self.member, self.step, self.steps, newest)
+
+    def _seed(self) -> None:
+        """Random state is a function of seed, step and rank: nothing of it is stored, and resume finds it again."""
+        seed = (self.seed * 1_000_003 + self.step) * 4099 + self.world.rank
+        torch.manual_seed(seed)  # of the CPU and of all GPUs
+        random.seed(seed)
+        np.random.seed(seed % 2**32)
 
     def _score(self, summaries: list[str]) -> dict[str, float]:
         scores = rouge(summaries, self.data.validation_references)

@@ -32,6 +32,7 @@ def cache_teacher(arguments: Arguments) -> None:
     from distill.data import load_training_tokens
     from distill.pretrained import DTYPES, load_model, load_tokenizer
     from distill.scoring import cache_contents
+    from distill.shards import fill_each
     from distill.teacher_cache import CacheWriter
 
     world = distributed.place()
@@ -47,11 +48,11 @@ def cache_teacher(arguments: Arguments) -> None:
         pad=tokenizer.pad_token_id,
         batch_tokens=run.recipe.train.micro_batch_tokens,
         device=world.device,
+        before_batch=arguments.stop.raise_if_set,
     )
     shards = range(settings.cache.shards) if arguments.shard is None else [arguments.shard]
-    for shard in shards[world.rank :: world.size]:
-        writer.write(shard)
+    fill_each(shards[world.rank :: world.size], writer.write)
 
 
 if __name__ == "__main__":
-    main(cache_teacher, "cache", works_on="member", shards=True)
+    main(cache_teacher, "cache", works_on="member", shards=True, stops="between batches")

@@ -18,7 +18,7 @@ def convert_teacher(arguments: Arguments) -> None:
     assert labels is not None
     if labels.settings.engine.name == "huggingface":
         raise InputError(f"{labels} are made by huggingface; nothing is converted. Give labels of another engine.")
-    if labels.engine.exists():
+    if labels.has_engine():
         log.info("%s is complete", labels.engine)
         return
     run.weights(run.member("teachers", labels.teacher))  # refused before torch is loaded

@@ -5,6 +5,7 @@ predictions.jsonl in corpus order and scores.json. --shard K computes one alone,
 """
 
 import logging
+import shutil
 
 from jobs.start import Arguments, check_shard, main
 
@@ -18,6 +19,7 @@ def evaluate(arguments: Arguments) -> None:
     check_shard(arguments.shard, settings.shards, "evaluate.shards")
     folder = member.evaluation(split)
     if (folder / "scores.json").exists():
+        shutil.rmtree(member.evaluation_shards(split), ignore_errors=True)  # of a job killed after it had scored
         log.info("%s is complete", folder)
         return
     run.weights(member)  # refused before torch is loaded
@@ -37,6 +39,7 @@ def evaluate(arguments: Arguments) -> None:
         ids=task.ids,
         source=task.tokens.source,
         batch_tokens=settings.batch_tokens,
+        before_batch=arguments.stop.raise_if_set,
     )
     if arguments.shard is not None:
         writer.write(arguments.shard)
@@ -52,4 +55,4 @@ def evaluate(arguments: Arguments) -> None:
 
 
 if __name__ == "__main__":
-    main(evaluate, "evaluate", works_on="member", shards=True)
+    main(evaluate, "evaluate", works_on="member", shards=True, stops="between batches")

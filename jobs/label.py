@@ -12,7 +12,7 @@ log = logging.getLogger(__name__)
 
 
 def label(arguments: Arguments) -> None:
-    from distill.shards import shards_of
+    from distill.shards import fill_each, shards_of
 
     run, labels = arguments.run, arguments.labels
     assert labels is not None
@@ -32,10 +32,9 @@ def label(arguments: Arguments) -> None:
 
     from distill.labels import label_writer
 
-    writer = label_writer(run, labels, world.device)
-    for number in missing:
-        writer.write(number)
+    writer = label_writer(run, labels, world.device, arguments.stop.raise_if_set)
+    fill_each(missing, writer.write)
 
 
 if __name__ == "__main__":
-    main(label, "label", works_on="labels", shards=True)
+    main(label, "label", works_on="labels", shards=True, stops="between batches")

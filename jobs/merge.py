@@ -13,7 +13,7 @@ log = logging.getLogger(__name__)
 def merge(arguments: Arguments) -> None:
     run, labels = arguments.run, arguments.labels
     assert labels is not None
-    if labels.manifest.exists():
+    if labels.is_merged():
         log.info("%s is complete", labels.table)
         return
     run.weights(run.member("teachers", labels.teacher))  # refused before torch is loaded

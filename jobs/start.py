@@ -3,20 +3,22 @@
 import argparse
 import errno
 import logging
+import math
 import os
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, NoReturn
 
 from distill.errors import InputError
+from distill.preemption import StopFlag, StoppedError, end_of_job
 from distill.preflight import check_recipe
 from distill.recipe_file import load_recipe
 from distill.run import LabelSet, Member, Run, Split, open_run
 from distill.stages import stage_name
 
-EXIT_INPUT, EXIT_FAILURE = 2, 1
+EXIT_INPUT, EXIT_FAILURE, EXIT_STOPPED = 2, 1, 75
 STORAGE_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
 
 log = logging.getLogger(__name__)
@@ -31,6 +33,7 @@ class Arguments:
     split: Split = "test"
     shard: int | None = None
     labels: LabelSet | None = None
+    stop: StopFlag = field(default_factory=StopFlag)
 
 
 def main(
@@ -38,9 +41,15 @@ def main(
     name: str,
     works_on: Literal["run", "member", "labels"] = "run",
     shards: bool = False,
+    stops: Literal["between batches", "at once"] = "at once",
 ) -> None:
-    """Run a job from the command line and exit: 0 done, 2 wrong input, 1 failure."""
+    """Run a job from the command line and exit: 0 done, 2 wrong input, 75 stopped by a signal, 1 failure.
+
+    A job that does not look at its flag between batches is stopped at once: what it writes appears whole or not at all.
+    """
     options = _parse(name, works_on, shards)
+    stop = StopFlag(end_of_job(options.time_limit), options.grace, at_once=stops == "at once")
+    stop.listen()
     logging.basicConfig(level=logging.INFO, format=_log_format(), stream=sys.stderr, force=True)
     logging.raiseExceptions = False  # where the disk is full, the reason must not drown in tracebacks of the log file
     for chatty in ("absl", "compilers", "httpx"):
@@ -51,10 +60,13 @@ def main(
         run = open_run(recipe, Path(options.runs))
         member, labels = _member(run, options), run.label_set(options.labels) if options.labels else None
         _log_to_file(run, name, member or labels)
-        job(Arguments(run, member, options.split, options.shard, labels))
+        job(Arguments(run, member, options.split, options.shard, labels, stop))
     except InputError as error:
         log.error("%s", error)
         _leave(EXIT_INPUT)
+    except StoppedError as error:
+        log.warning("stopped (%s); what is finished is saved, run the same command again to continue", error)
+        _leave(EXIT_STOPPED)
     except OSError as error:
         if error.errno not in STORAGE_ERRORS:
             log.exception("%s failed", name)
@@ -92,8 +104,24 @@ def _parse(name: str, works_on: str, shards: bool) -> argparse.Namespace:
         parser.add_argument("--shard", type=_shard, help="compute only this shard (0-based)")
     parser.set_defaults(shard=None, student=None, teacher=None, labels=None)
     parser.add_argument("--runs", default="runs", help="the folder of all runs (default: runs)")
+    parser.add_argument(
+        "--time-limit",
+        type=_positive,
+        help="minutes until the job is killed; it saves and leaves before (SLURM tells it)",
+    )
+    parser.add_argument("--grace", type=_positive, help="seconds from a signal to the kill, where known")
     parser.add_argument("--local_rank", "--local-rank", type=int, help=argparse.SUPPRESS)  # the DeepSpeed launcher's
     return parser.parse_intermixed_args()
+
+
+def _positive(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0 < value < math.inf:
+        raise argparse.ArgumentTypeError(f"{text!r} given, expected a number above 0")
+    return value
 
 
 def _shard(text: str) -> int:

@@ -40,7 +40,9 @@ def train(arguments: Arguments) -> None:
     train_on = chosen.train_on if isinstance(chosen, Student) else ONLY_GOLD
     data = load_training_data(run, tokenizer, model, evaluate, train_on)
     student, teacher = scored_student(run, member, model, tokenizer, data.train, world)
-    trainer = Trainer(member, student, tokenizer, data, settings, evaluate, run.recipe.seed, world, teacher)
+    trainer = Trainer(
+        member, student, tokenizer, data, settings, evaluate, run.recipe.seed, world, teacher, arguments.stop
+    )
     log.info(
         "%s: %d examples, %d steps on %d process(es), %s; cut at their limits: %s",
         member,
@@ -54,4 +56,4 @@ def train(arguments: Arguments) -> None:
 
 
 if __name__ == "__main__":
-    main(train, "train", works_on="member")
+    main(train, "train", works_on="member", stops="between batches")

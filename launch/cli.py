@@ -33,6 +33,9 @@ def run(
         int | None, typer.Option(min=1, help="processes of a training stage (default: all GPUs, else 2 on the CPU)")
     ] = None,
     runs: Annotated[Path, typer.Option(help="the folder of all runs")] = Path("runs"),
+    time_limit: Annotated[
+        float | None, typer.Option(min=0.01, help="minutes until this is killed; it saves and leaves with 75 before")
+    ] = None,
 ) -> None:
     """Run what is missing of a recipe, in order, and end with the report."""
     with _explained():
@@ -47,7 +50,7 @@ def run(
             check_unchanged(planned)
             overview.show(planned, world, console)
             return
-        code = local.run_graph(open_run(loaded, runs), world, console)
+        code = local.run_graph(open_run(loaded, runs), world, console, time_limit)
     sys.exit(code)
 
 

@@ -1,5 +1,10 @@
-"""On this machine: runs the missing stages of a run one after the other, with the DeepSpeed launcher where it pays."""
+"""On this machine: runs the missing stages of a run one after the other, on all its GPUs or on CPU processes.
 
+A stage's processes are started here and not by the DeepSpeed launcher, which tells neither a signal from a failure nor lets
+a worker outlive another; by hand both work.
+"""
+
+import ctypes
 import itertools
 import os
 import shutil
@@ -11,19 +16,24 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 from rich.console import Console
 
 from distill.errors import InputError
+from distill.preemption import StopFlag, end_of_job
 from distill.run import Run
 from distill.stages import Stage, stages
-from launch.state import GraphState
+from launch.lock import RunLock
+from launch.state import EXIT_STOPPED, GraphState
 from launch.status import progress
 
 CPU_PROCESSES = 2
 LOG_LINES = 25
 POLL_SECONDS = 0.5
+LEAVE_SECONDS = 600.0  # for a save, when asked to leave
+AFTER_FAILURE_SECONDS = 15.0  # for the other ranks of a group, which wait for one that is gone
+PR_SET_PDEATHSIG = 1
 
 
 @dataclass(frozen=True)
@@ -53,75 +63,121 @@ def processes_here(asked: int | None) -> Processes:
     return Processes(asked or len(gpus), tuple(gpus[:asked]))
 
 
-def run_graph(run: Run, processes: Processes, console: Console) -> int:
-    """Run what is missing. Returns 0, or the exit code of the stage that failed, whose log's end is shown."""
+def run_graph(run: Run, processes: Processes, console: Console, time_limit_min: float | None = None) -> int:
+    """Run what is missing. Returns 0; 75 where a signal or the time limit stopped it; or the code of the stage that failed.
+
+    InputError where another launcher has the run.
+    """
     graph = stages(run)
-    missing = [stage for stage in graph if not stage.is_complete()]
-    if not missing:
+    if all(stage.is_complete() for stage in graph):
         console.print(f"nothing to do: {run.folder} is complete, see {run.report / 'report.md'}", soft_wrap=True)
         return 0
-    state = GraphState(run.logs)
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # so that the running job is ended too
-    for stage in graph:
-        if stage.is_complete():
-            continue
-        number = f"[{graph.index(stage) + 1}/{len(graph)}]"
-        code = _run_stage(run, stage, processes, state, console, number)
-        if code:
-            _explain_failure(run, stage, code, console)
-            return code
+    stop = StopFlag(end_of_job(time_limit_min))
+    stop.listen(signal.SIGINT)
+    with RunLock(run.logs) as lock:
+        state = GraphState(run.logs)
+        state.wait_for_orphans()
+        for stage in graph:
+            if stage.is_complete():
+                continue
+            number = f"[{graph.index(stage) + 1}/{len(graph)}]"
+            code = _run_stage(run, stage, processes, state, console, number, lock, stop)
+            if code == EXIT_STOPPED:
+                console.print(f"stopped ({stop.reason or 'by a signal'}); run the same command again to continue")
+                return code
+            if code:
+                _explain_failure(run, stage, code, console)
+                return code
     console.print(f"report: {run.report / 'report.md'}", soft_wrap=True)
     return 0
 
 
-def command(run: Run, stage: Stage, processes: Processes, recipe_file: Path | None = None) -> list[str]:
+def command(run: Run, stage: Stage, recipe_file: Path | None = None) -> list[str]:
     """The command line of a stage; exactly what a user would type to run it by hand."""
-    job = [f"jobs.{stage.job}", str(recipe_file or run.recipe_file), *stage.arguments, "--runs", str(run.folder.parent)]
-    if stage.kind != "process group" or processes.count == 1:
-        return [sys.executable, "-m", *job]
-    launcher = [str(Path(sys.executable).with_name("deepspeed"))]
-    if processes.device == "CPU":  # the GPUs come by CUDA_VISIBLE_DEVICES
-        launcher += ["--num_accelerators", str(processes.count)]
-    return [*launcher, "--master_port", str(_free_port()), "--module", *job]
+    recipe = str(recipe_file or run.recipe_file)
+    return [sys.executable, "-m", f"jobs.{stage.job}", recipe, *stage.arguments, "--runs", str(run.folder.parent)]
 
 
-def workers(stage: Stage, processes: Processes) -> int:
-    """How many times the command of a stage is started: for workers one on every GPU or CPU process, at most one a shard."""
-    if stage.kind != "workers" or stage.shards_done is None:
+def count_of(stage: Stage, processes: Processes) -> int:
+    """How many processes a stage gets; of workers, which share shards out, at most one for each shard."""
+    if stage.kind == "one process":
         return 1
-    return min(processes.count, stage.shards_done()[1])
+    if stage.kind == "workers" and stage.shards_done:
+        return min(processes.count, stage.shards_done()[1])
+    return processes.count
 
 
-def _run_stage(run: Run, stage: Stage, processes: Processes, state: GraphState, console: Console, number: str) -> int:
-    log_file = run.logs / f"{stage.name}.log"
-    began = time.monotonic()
-    line, count = command(run, stage, processes), workers(stage, processes)
-    with log_file.open("ab") as log, console.status("") as display:
+def _run_stage(
+    run: Run,
+    stage: Stage,
+    processes: Processes,
+    state: GraphState,
+    console: Console,
+    number: str,
+    lock: RunLock,
+    stop: StopFlag,
+) -> int:
+    began, line = time.monotonic(), command(run, stage)
+    with (run.logs / f"{stage.name}.log").open("ab") as log, console.status("") as display:
         children = [
             subprocess.Popen(
-                line,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                env=os.environ | _environment(stage, processes, worker, count),
+                line, stdout=log, stderr=subprocess.STDOUT, env=os.environ | environment, **OF_THIS_LAUNCHER
             )
-            for worker in range(count)
+            for environment in _environments(stage, processes)
         ]
-        state.started(stage.name, line, children[0].pid)
+        state.started(stage.name, line, [child.pid for child in children])
         try:
-            while any(child.poll() is None for child in children):  # a worker that fails stops none of the others
+            while any(child.poll() is None for child in children):
                 display.update(f"{number} {stage.name}  {progress(stage).text()}")
+                lock.check()
+                if stop.is_set() or (stage.kind == "process group" and any(child.poll() for child in children)):
+                    break  # they are asked to leave; of a group none can go on without the others
                 time.sleep(POLL_SECONDS)
-        finally:  # Ctrl-C: no job is left behind
-            for child in children:
-                child.terminate()
-            codes = [child.wait() for child in children]
-    code = next((code if code > 0 else 128 - code for code in codes if code), 0)
+        finally:
+            codes = _end(children)
+    code = _code(codes)
     if code == 0 and not stage.is_complete():
         code = 1  # a job that ends well without its output is a failure, whatever it says
     state.ended(stage.name, code)
-    outcome = "done" if code == 0 else f"failed with exit code {code}"
+    outcome = {0: "done", EXIT_STOPPED: "stopped"}.get(code, f"failed with exit code {code}")
     console.print(f"{number} {stage.name}: {outcome} after {time.monotonic() - began:.0f} s", highlight=False)
     return code
+
+
+def _end(children: list[subprocess.Popen[bytes]]) -> list[int]:
+    """Ask those that are alive to save and leave, and wait for all of them; kill them where they take too long.
+
+    The exit codes: of those that left by themselves first.
+    """
+    left = [child.returncode for child in children if child.poll() is not None]
+    asked = [child for child in children if child.poll() is None]
+    for child in asked:
+        child.terminate()
+    patience = LEAVE_SECONDS if not any(left) else AFTER_FAILURE_SECONDS
+    deadline = time.monotonic() + patience
+    for child in asked:
+        try:
+            child.wait(max(0.0, deadline - time.monotonic()))
+        except subprocess.TimeoutExpired:
+            child.kill()
+            child.wait()
+    return left + [child.returncode for child in asked]
+
+
+def _code(codes: list[int]) -> int:
+    """Of a stage: its first failure, else 75 where a process was stopped, else 0."""
+    codes = [code if code >= 0 else 128 - code for code in codes]
+    failures = [code for code in codes if code not in (0, EXIT_STOPPED)]
+    return failures[0] if failures else max(codes)
+
+
+def _die_with_parent() -> None:
+    """In a child: SIGTERM (save and leave) when its launcher is killed, so that no orphan goes on with the run."""
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+
+
+# A session of their own: Ctrl-C reaches the launcher alone, which asks them to save and leave.
+OF_THIS_LAUNCHER: dict[str, Any] = {"start_new_session": True, "preexec_fn": _die_with_parent}
 
 
 def _explain_failure(run: Run, stage: Stage, code: int, console: Console) -> None:
@@ -138,15 +194,18 @@ def _last_lines(file: IO[bytes]) -> Iterator[str]:
     yield from file.read().decode(errors="replace").splitlines()[-LOG_LINES:]
 
 
-def _environment(stage: Stage, processes: Processes, worker: int, count: int) -> dict[str, str]:
-    environment = {}
-    if count > 1:
-        environment = {"RANK": str(worker), "WORLD_SIZE": str(count), "LOCAL_RANK": str(worker)}
-    if processes.gpus:
-        return environment | {"CUDA_VISIBLE_DEVICES": ",".join(processes.gpus)}
-    if "OMP_NUM_THREADS" in os.environ or stage.kind == "one process":
-        return environment
-    return environment | {"OMP_NUM_THREADS": str(processes.threads)}
+def _environments(stage: Stage, processes: Processes) -> list[dict[str, str]]:
+    """What each process of a stage finds in its environment beside the launcher's own."""
+    count = count_of(stage, processes)
+    common = {"CUDA_VISIBLE_DEVICES": ",".join(processes.gpus)} if processes.gpus else {}
+    if not processes.gpus and "OMP_NUM_THREADS" not in os.environ and stage.kind != "one process":
+        common["OMP_NUM_THREADS"] = str(processes.threads)
+    if count == 1:
+        return [common]
+    if stage.kind == "process group":
+        common |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port())}
+    ranks = [{"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(count)} for rank in range(count)]
+    return [common | rank for rank in ranks]
 
 
 def _visible_gpus() -> list[str]:

@@ -13,7 +13,7 @@ from distill.recipe import GOLD, Student, sources
 from distill.run import LabelSet, Member, Run
 from distill.sections import Generation, Train
 from distill.stages import Stage, stages
-from launch.local import Processes, command, workers
+from launch.local import Processes, command, count_of
 
 
 def show(run: Run, processes: Processes, console: Console) -> None:
@@ -23,8 +23,9 @@ def show(run: Run, processes: Processes, console: Console) -> None:
     for number, stage in enumerate(graph, start=1):
         state = "complete" if stage.is_complete() else f"after {', '.join(stage.needs) or 'nothing'}"
         console.print(f"\n[{number}/{len(graph)}] {stage.name} ({state})", markup=False, highlight=False)
-        line, count = shlex.join(command(run, stage, processes)), workers(stage, processes)
-        line += f"  ({count} workers, which share the shards out)" if count > 1 else ""
+        line, count = shlex.join(command(run, stage)), count_of(stage, processes)
+        together = "workers, which share the shards out" if stage.kind == "workers" else "processes in one group"
+        line += f"  ({count} {together})" if count > 1 else ""
         console.print(f"    {line}", markup=False, highlight=False, soft_wrap=True)
         for text in _arithmetic(run, stage, processes):
             console.print(f"    {text}", markup=False, highlight=False, soft_wrap=True)

@@ -1,11 +1,16 @@
 """What the launcher knows of the stages that it started: logs/graph.json."""
 
 import os
+import socket
 import time
 from pathlib import Path
 from typing import Any
 
+from distill.errors import InputError
 from distill.files import read_json, write_json
+
+EXIT_STOPPED = 75
+ORPHAN_SECONDS = 120.0
 
 
 class GraphState:
@@ -16,14 +21,42 @@ class GraphState:
         self._file = logs / "graph.json"
         self.stages: dict[str, dict[str, Any]] = read_json(self._file) if self._file.exists() else {}
 
-    def started(self, stage: str, command: list[str], process: int) -> None:
-        self.stages[stage] = {"state": "running", "started": time.time(), "command": command, "process": process}
+    def started(self, stage: str, command: list[str], processes: list[int]) -> None:
+        began = {"started": time.time(), "command": command, "host": socket.gethostname(), "processes": processes}
+        self.stages[stage] = {"state": "running", **began}
         write_json(self._file, self.stages)
 
     def ended(self, stage: str, exit_code: int) -> None:
-        state = "done" if exit_code == 0 else "failed"
+        state = {0: "done", EXIT_STOPPED: "stopped"}.get(exit_code, "failed")
         self.stages[stage] |= {"state": state, "ended": time.time(), "exit_code": exit_code}
         write_json(self._file, self.stages)
+
+    def wait_for_orphans(self) -> None:
+        """Wait for the processes of a launcher that was killed: they were asked to save and leave when it died.
+
+        InputError where they do not.
+        """
+        deadline = time.monotonic() + ORPHAN_SECONDS
+        while orphans := self._orphans():
+            if time.monotonic() > deadline:
+                raise InputError(
+                    f"processes {', '.join(map(str, orphans))} of a launcher that is dead still work on this run. "
+                    "Expected them to save and leave; stop them, then run the same command again."
+                )
+            time.sleep(0.5)
+
+    def _orphans(self) -> list[int]:
+        running = [entry for entry in self.stages.values() if entry["state"] == "running"]
+        here = [entry for entry in running if entry["host"] == socket.gethostname()]
+        return [process for entry in here for process in entry["processes"] if _is_job(process)]
+
+
+def _is_job(process: int) -> bool:
+    """True where a process is alive and one of ours: its number may have gone to another since."""
+    try:
+        return b"jobs." in Path(f"/proc/{process}/cmdline").read_bytes()
+    except (FileNotFoundError, ProcessLookupError):
+        return False
 
 
 def stage_state(stages: dict[str, dict[str, Any]], name: str, is_complete: bool) -> str:
@@ -32,8 +65,8 @@ def stage_state(stages: dict[str, dict[str, Any]], name: str, is_complete: bool)
         return "done"
     entry = stages.get(name, {})
     if entry.get("state") == "running":
-        return "running" if _is_alive(entry["process"]) else "stopped"
-    return "failed" if entry.get("state") == "failed" else "waiting"
+        return "running" if any(_is_alive(process) for process in entry["processes"]) else "stopped"
+    return entry["state"] if entry.get("state") in ("failed", "stopped") else "waiting"
 
 
 def _is_alive(process: int) -> bool:

@@ -90,7 +90,7 @@ def main() -> None:
     for compute in ("fp32", "int8") if device.type == "cpu" else ("fp32", "fp16", "int8"):
         path = Path(folder.name) / compute
         model.save_pretrained(Path(folder.name) / "source")
-        convert(model, tokenizer, str(Path(folder.name) / "source"), compute, path)
+        convert(model, tokenizer, str(Path(folder.name) / "source"), compute, path, device)
         engine = CTranslate2(path, tokenizer, config, compute, device)
         contestants[f"ours, ctranslate2 {compute}"] = lambda engine=engine: our_writer(engine, source, budget)  # type: ignore[misc]
     seconds: dict[str, list[float]] = {name: [] for name in contestants}

@@ -10,7 +10,7 @@ import torch
 from transformers import AutoModelForSeq2SeqLM
 
 from distill.batching import BatchPlan, StepSource, TrainingData, tokenize
-from distill.checkpoint import newest_complete
+from distill.checkpoint import newest_intact
 from distill.distributed import World
 from distill.files import read_jsonl
 from distill.objective import ScoredStudent
@@ -211,7 +211,7 @@ def train_twice(world: World, folder: str) -> None:
         make_trainer(world, str(place), **settings).run()
         if world.is_main:
             shutil.copytree(place / "final", Path(folder) / f"{name}-whole")
-            assert newest_complete(place / "checkpoints") == place / "checkpoints" / "step-00000006"
+            assert newest_intact(place / "checkpoints") == place / "checkpoints" / "step-00000006"
             (place / "checkpoints" / "step-00000006" / "manifest.json").unlink()
             shutil.rmtree(place / "final")
         world.barrier()

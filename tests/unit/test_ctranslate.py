@@ -6,6 +6,8 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
 from tokenizers import Tokenizer as RawTokenizer
 from transformers import PreTrainedTokenizerFast
 
@@ -55,7 +57,7 @@ def test_the_same_summaries_and_log_probabilities(
     config = generation_config(model, Generation(num_beams=3, early_stopping=True), 12)
     config.num_return_sequences = 2
     expected = HuggingFace(model, tokenizer, config, CPU)(source)
-    convert(model, tokenizer, str(tmp_path / "model"), "fp32", tmp_path / "converted")
+    convert(model, tokenizer, str(tmp_path / "model"), "fp32", tmp_path / "converted", CPU)
     found = CTranslate2(tmp_path / "converted", tokenizer, config, "fp32", CPU)(source)
     for one, other in zip(expected, found, strict=True):
         for ours, theirs in zip(one, other, strict=True):
@@ -66,22 +68,48 @@ def test_the_same_summaries_and_log_probabilities(
 def test_a_marian_of_another_form_is_refused(tokenizer: Any, tmp_path: Path) -> None:
     model = make_model("marian", tokenizer)
     with pytest.raises(InputError, match="here: <pad> is token 1 of 320"):
-        convert(model, tokenizer, "here", "fp32", tmp_path / "converted")
+        convert(model, tokenizer, "here", "fp32", tmp_path / "converted", CPU)
+
+
+@pytest.mark.parametrize("compute", ["fp32", "int8"])
+def test_conversion_leaves_the_teacher_as_it_is(compute: str, tokenizer: Any, tmp_path: Path) -> None:
+    model = make_model("bart", tokenizer, noise=0.3)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    model.save_pretrained(tmp_path / "model")
+    convert(model, tokenizer, str(tmp_path / "model"), compute, tmp_path / "converted", CPU)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+    assert not hasattr(model.config, "normalize_before")
+
+
+def test_what_the_device_does_not_have_is_refused_before_the_conversion(tokenizer: Any, tmp_path: Path) -> None:
+    with pytest.raises(
+        InputError, match="fp16 given, which CTranslate2 does not have on cpu. Expected one of fp32, int8"
+    ):
+        convert(make_model("bart", tokenizer), tokenizer, "here", "fp16", tmp_path / "converted", CPU)
+    assert not (tmp_path / "converted").exists()
 
 
 def labels_with(**engine: Any) -> dict[str, Any]:
     return {"t": {"shards": 2, "num_beams": 2, "engine": {"name": "ctranslate2", "documents": 12, **engine}}}
 
 
-def test_the_gate_opens_for_an_engine_that_agrees(tokenizer: Any, tmp_path: Path) -> None:
-    run = make_run(tmp_path, tokenizer, labels_with(agreement_at_least=90))
+@pytest.mark.parametrize("compute", ["fp32", "int8"])
+def test_the_gate_opens_for_an_engine_that_agrees(compute: str, tokenizer: Any, tmp_path: Path) -> None:
+    run = make_run(tmp_path, tokenizer, labels_with(agreement_at_least=60, compute=compute))
     labels = run.label_set("t")
     with pytest.raises(InputError, match="has not been compared with huggingface. Run jobs.convert --labels t first"):
         label_writer(run, labels, CPU)
     figures = make_engine(labels, label_task(run, labels), 0, CPU)
-    assert figures["documents"] == 12 and figures["agreement"] >= 90
+    assert figures["documents"] == 12 and figures["agreement"] >= (90 if compute == "fp32" else 60)
     assert all(speed > 0 for speed in figures["documents_per_second"].values())
     assert label_all(run)["documents"] == 64
+    if compute == "int8":
+        return
+    with safe_open(tmp_path / "teacher" / "model.safetensors", "pt") as file:
+        weights = {name: file.get_tensor(name) * 1.01 for name in file.keys()}  # noqa: SIM118 - no mapping
+    save_file(weights, tmp_path / "teacher" / "model.safetensors", {"format": "pt"})
+    with pytest.raises(InputError, match="made for another model, decoding or compute"):
+        label_writer(run, labels, CPU)
     other = make_run(tmp_path / "other", tokenizer, labels_with(compute="int8"))
     other.label_set("t").folder.mkdir(parents=True)
     labels.engine.rename(other.label_set("t").engine)

@@ -54,6 +54,9 @@ def test_a_rule_on_the_text(rule: str, bound: float, bad: str, good: str) -> Non
 def test_rules_on_what_the_teacher_said() -> None:
     assert broken(GOLD, log_probability_at_least=-0.4) == ["log_probability_at_least"]
     assert broken(GOLD, log_probability_at_least=-0.6) == []
+    assert broken(GOLD, log_probability_at_least=-0.5) == [], "the bound itself passes"
+    assert broken(COPIED, copied_share_at_most=100) == broken(GOLD, rouge1_at_least=100) == []
+    assert broken_rules(GOLD, SAID | {"log_probability": float("nan")}, KeepIf(log_probability_at_least=-9)) != []
     assert broken(GOLD, finished=True, ended=False) == ["finished"] and broken(GOLD, finished=True) == []
 
 

@@ -104,6 +104,9 @@ def test_an_end_token_forced_at_the_longest_length_finishes_nothing(tokenizer: A
     config.forced_eos_token_id = tokenizer.eos_token_id
     cut = HuggingFace(model, tokenizer, config, ALONE.device)(source)
     assert [(each[0].tokens, each[0].finished) for each in cut] == [(7, False)] * 3
+    config.max_new_tokens, config.max_length = None, 8  # the same, the start token counted
+    cut = HuggingFace(model, tokenizer, config, ALONE.device)(source)
+    assert [(each[0].tokens, each[0].finished) for each in cut] == [(7, False)] * 3
 
 
 def test_tokens_up_to_the_first_end_count() -> None:

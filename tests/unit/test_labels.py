@@ -13,12 +13,13 @@ from distill.corpus import prepare_corpus, prepare_documents
 from distill.data import load_training_data, repeated, training_rows
 from distill.errors import InputError
 from distill.files import read_json
-from distill.generation import Candidate
+from distill.generation import Candidate, generation_config
 from distill.labels import best, label_writer, merge_labels
 from distill.preflight import check_recipe
 from distill.recipe import BestOf, Labels
 from distill.recipe_file import parse_recipe
 from distill.run import Run, open_run
+from distill.sections import Generation
 from distill.task import label_task
 from tests.conftest import make_model, make_rows, write_corpus
 
@@ -121,9 +122,61 @@ def test_other_documents_with_and_without_summaries(tokenizer: Any, tmp_path: Pa
         make_run(tmp_path / "strict", tokenizer, strict)
 
 
+def test_labels_are_never_joined_to_other_documents(tokenizer: Any, tmp_path: Path) -> None:
+    run = make_run(tmp_path, tokenizer, {"t": {"shards": 1}}, train_on=["t"])
+    label_all(run)
+    training_rows(run, {"t": 1.0})
+    table = pq.read_table(run.split("train"))
+    pq.write_table(table.take(list(reversed(range(len(table))))), run.split("train"))
+    with pytest.raises(InputError, match=r"cannot be read: .*train.parquet is not the one of the merge"):
+        training_rows(run, {"t": 1.0})
+    pq.write_table(table.slice(0, 5), run.label_set("t").table)
+    with pytest.raises(InputError, match="is not the one of the merge"):
+        training_rows(run, {"t": 1.0})
+
+
+def test_the_rules_may_change_until_a_student_has_read_them(tokenizer: Any, tmp_path: Path) -> None:
+    run = make_run(tmp_path, tokenizer, {"t": {"shards": 2, "num_beams": 2}}, train_on=["t"])
+    made = label_all(run)["kept"]
+    stricter = {"t": {"shards": 2, "num_beams": 2, "keep_if": {"repeated_ngrams_at_most": 10}}}
+    run = make_run(tmp_path, tokenizer, stricter, train_on=["t"])
+    assert not run.label_set("t").is_merged()
+    assert merge_labels(run, run.label_set("t"))["kept"] < made
+    assert run.label_set("t").is_merged()
+    with pytest.raises(InputError, match="labels.t.num_beams: 2 when the run began, 3 now"):
+        make_run(tmp_path, tokenizer, {"t": stricter["t"] | {"num_beams": 3}}, train_on=["t"])
+    (run.folder / "students" / "s").mkdir(parents=True)
+    (run.folder / "students" / "s" / "metrics.jsonl").touch()
+    with pytest.raises(InputError, match="labels.t.keep_if"):
+        make_run(tmp_path, tokenizer, {"t": {"shards": 2, "num_beams": 2}}, train_on=["t"])
+
+
+def test_what_was_not_begun_may_be_corrected(tokenizer: Any, tmp_path: Path) -> None:
+    good = {"t": {"shards": 1}}
+    make_run(tmp_path, tokenizer, good)
+    (tmp_path / "bad.jsonl").write_text('{"document": 1}\n')
+    more = {"teacher": "t", "documents": str(tmp_path / "bad.jsonl")}
+    with pytest.raises(InputError, match="expected a text"):
+        make_run(tmp_path, tokenizer, good | {"more": more})
+    write_corpus(tmp_path / "again")
+    corrected = make_run(tmp_path, tokenizer, good | {"more": more | {"documents": str(tmp_path / "again/test.jsonl")}})
+    assert corrected.is_prepared()
+    with pytest.raises(InputError, match=r"labels.more.documents: .* when the run began"):
+        make_run(tmp_path, tokenizer, good | {"more": more})
+
+
+def test_a_teacher_that_samples_searches_here(tokenizer: Any) -> None:
+    model = make_model("bart", tokenizer)
+    model.generation_config.update(do_sample=True, temperature=0.7, top_k=3, top_p=0.5)
+    config = generation_config(model, Generation(), 12)
+    assert (config.do_sample, config.temperature, config.top_k, config.top_p) == (False, 1.0, 50, 1.0)
+
+
 def test_repeated() -> None:
     rows = [{"id": str(i)} for i in range(10)]
     assert len(repeated(rows, 2.5, 0)) == 25 and repeated(rows, 1, 0) == rows
+    some = [int(row["id"]) for row in repeated(rows, 0.7, 1)]
+    assert some == sorted(some), "in their order"
     assert repeated(rows, 0.3, 0) == repeated(rows, 0.3, 0) and len({row["id"] for row in repeated(rows, 0.3, 0)}) == 3
 
 
@@ -197,6 +250,15 @@ BAD: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
     "a sample of nothing": ({"t": {"max_documents": 3}}, {}, "max_documents needs documents"),
     "no such file": ({"t": {"documents": "nowhere.jsonl"}}, {}, "labels.t.documents: 'nowhere.jsonl' given, but there"),
     "an unknown rule": ({"t": {"keep_if": {"rouge2_atleast": 1}}}, {}, "did you mean 'rouge2_at_least'?"),
+    "weights without bound": ({}, {"train_on": {"gold": 1e9}}, "students.s.train_on.gold: 1000000000.0 given"),
+    "a word for a list": ({}, {"train_on": "gold"}, "expected a list of names such as [gold, bart], or a block"),
+    "no label can pass": (
+        {"t": {"keep_if": {"length_ratio_at_least": 3, "length_ratio_at_most": 1}}}, {}, "no label passes"),
+    "shorter than the shortest": (
+        {"t": {"min_new_tokens": 9, "max_new_tokens": 5}}, {}, "min_new_tokens 9 is above max_new_tokens 5"),
+    "true for a number": ({"t": {"length_penalty": True}}, {}, "labels.t.length_penalty: True given; a number is expected"),
+    "the other engine's key": (
+        {"t": {"engine": {"name": "huggingface", "compute": "int8"}}}, {}, "compute: of ctranslate2 only"),
     "a share above 100": ({"t": {"keep_if": {"copied_share_at_most": 101}}}, {}, "keep_if.copied_share_at_most: 101 given"),
     "an unknown engine": ({"t": {"engine": "fast"}}, {}, "labels.t.engine"),
     "a positive log-probability": ({"t": {"keep_if": {"log_probability_at_least": 1}}}, {}, "log_probability_at_least"),

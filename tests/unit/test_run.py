@@ -76,15 +76,17 @@ def test_files_decide_what_is_complete(tmp_path: Path) -> None:
 
 def test_states() -> None:
     known = {
-        "a": {"state": "running", "process": 2**22 + 1},
+        "a": {"state": "running", "processes": [2**22 + 1]},
         "b": {"state": "failed"},
-        "c": {"state": "running", "process": 1},
+        "e": {"state": "stopped"},
+        "c": {"state": "running", "processes": [2**22 + 1, 1]},
     }
-    assert [stage_state(known, name, False) for name in ("a", "b", "c", "d")] == [
+    assert [stage_state(known, name, False) for name in ("a", "b", "c", "d", "e")] == [
         "stopped",
         "failed",
         "running",
         "waiting",
+        "stopped",
     ]
     assert stage_state(known, "b", True) == "done"
 

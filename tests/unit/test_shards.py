@@ -1,13 +1,16 @@
 """A shard that is killed, disturbed or crowded ends byte for byte as an undisturbed one."""
 
 import errno
+import multiprocessing
+import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from distill.errors import InputError
 from distill.files import read_json
-from distill.shards import Shard, equal_shards, fill
+from distill.shards import Shard, TakenOverError, equal_shards, fill, fill_each
 
 PLAN = [[3, 1], [0], [2, 5, 4]]
 
@@ -120,9 +123,100 @@ def test_an_attempt_that_comes_back_after_the_shard_was_finished(undisturbed: di
             run(shard)
         return make(batch)
 
-    with pytest.raises(InputError, match="which has finished it"):
+    with pytest.raises(TakenOverError, match="which has finished it"):
         run(shard, cut_off)
     assert files(shard.folder) == undisturbed
+
+
+def test_one_that_comes_back_at_its_end_publishes_nothing(undisturbed: dict[str, bytes], tmp_path: Path) -> None:
+    """A newer attempt has the shard and is in its first batch when the older one has finished its last."""
+    shard = shard_in(tmp_path / "end")
+
+    def old(batch: list[int]) -> bytes:
+        if batch == PLAN[2]:
+            with pytest.raises(KilledError):
+                run(shard, lambda _: _die())
+        return make(batch)
+
+    with pytest.raises(TakenOverError):
+        run(shard, old)
+    assert not shard.is_complete() and not shard.data.exists()
+    run(shard)
+    assert files(shard.folder) == undisturbed
+
+
+def test_killed_between_the_manifest_and_the_last_rename(
+    undisturbed: dict[str, bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shard, made = shard_in(tmp_path / "late"), []
+
+    def killed(self: Path, target: Path) -> Path:
+        if target == shard.data:
+            raise KilledError
+        return real(self, target)
+
+    real = Path.replace
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "replace", killed)
+        with pytest.raises(KilledError):
+            run(shard)
+    assert not shard.is_complete()
+    run(shard, lambda batch: made.append(batch) or make(batch))  # type: ignore[func-returns-value]
+    assert made == [] and files(shard.folder) == undisturbed
+
+
+def race(folder: str, barrier: Any, result: Any) -> None:
+    shard = shard_in(Path(folder))
+    barrier.wait()
+    try:
+        run(shard, lambda batch: (time.sleep(0.002), make(batch))[1])
+        result.put("done")
+    except TakenOverError:
+        result.put("taken over")
+
+
+def test_workers_that_start_together_lose_nothing_and_one_finishes(
+    undisturbed: dict[str, bytes], tmp_path: Path
+) -> None:
+    context = multiprocessing.get_context("fork")
+    for number in range(25):
+        shard = shard_in(tmp_path / str(number))
+        with pytest.raises(KilledError):  # a leftover that all of them want
+            run(shard, lambda batch: make(batch) if batch != PLAN[2] else _die())
+        barrier, result = context.Barrier(3), context.Queue()
+        workers = [context.Process(target=race, args=(str(shard.folder), barrier, result)) for _ in range(3)]
+        for worker in workers:
+            worker.start()
+        outcomes = [result.get(timeout=30) for _ in workers]
+        for worker in workers:
+            worker.join(30)
+        assert "done" in outcomes and set(outcomes) <= {"done", "taken over"}
+        left = files(shard.folder)
+        assert {name: left[name] for name in undisturbed} == undisturbed
+
+
+def test_of_several_shards_one_that_is_taken_over_does_not_stop_the_others() -> None:
+    made = []
+
+    def write(number: int) -> None:
+        if number == 1:
+            raise TakenOverError("somebody has it")
+        made.append(number)
+
+    fill_each([0, 1, 2], write)
+    assert made == [0, 2]
+    with pytest.raises(TakenOverError):
+        fill_each([1], write)
+
+
+def test_the_furthest_attempt_is_continued(tmp_path: Path) -> None:
+    shard, made = shard_in(tmp_path), []
+    shard.folder.mkdir(exist_ok=True)
+    for name, batches in (("a", 1), ("b", 2), ("c", 0)):
+        content = b"".join(make(batch) for batch in PLAN[:batches])
+        (tmp_path / f"{shard.data.name}.k.{name}.partial").write_bytes(content + b"torn")
+    run(shard, lambda batch: made.append(batch) or make(batch))  # type: ignore[func-returns-value]
+    assert made == [PLAN[2]]
 
 
 def test_what_other_settings_left_is_not_continued_and_goes(undisturbed: dict[str, bytes], tmp_path: Path) -> None:

@@ -124,6 +124,13 @@ def test_missing_altered_and_foreign_shards_are_refused_by_name(tmp_path: Path) 
                           ("decoding", "decoding was {'num_beams': 2}, is other"), ("tokens", "the documents are cut into other tokens")):  # fmt: skip
         with pytest.raises(InputError, match=f"shard-00000-of-00003.jsonl cannot be used: {reason}"):
             read(tmp_path, dataclasses.replace(CONTENTS, **{field: "other"}))
+    manifest = tmp_path / "shard-00001-of-00003.json"
+    whole = manifest.read_bytes()
+    for torn in (whole[:40], b"{}", b'{"contents": {"documents": "x"}}'):
+        manifest.write_bytes(torn)
+        with pytest.raises(InputError, match="shard-00001-of-00003.json is torn"):
+            read(tmp_path)
+    manifest.write_bytes(whole)
     second.unlink()
     with pytest.raises(InputError, match="shard 1 of 3 is not finished. Run jobs.label --labels t --shard 1"):
         read(tmp_path)
@@ -148,6 +155,10 @@ def test_gaps_and_duplicates_are_refused_by_name(tmp_path: Path) -> None:
 
     forge(lines[1:])
     with pytest.raises(InputError, match=rf"shard-00002-of-00003.jsonl: 1 documents are missing \({first}\)"):
+        read(tmp_path)
+    foreign = json.loads(lines[0]) | {"number": shard_documents(SOURCE, 3)[0][0]}
+    forge([*lines, json.dumps(foreign)])
+    with pytest.raises(InputError, match=rf"1 documents belong elsewhere \({foreign['number']}\)"):
         read(tmp_path)
     forge([lines[1], lines[1], *lines[2:]])
     with pytest.raises(InputError, match=rf"missing \({first}\); 1 documents are there twice \({second}\)"):
