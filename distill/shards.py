@@ -115,8 +115,8 @@ def fill(
     try:
         write_text(shard.claim, owner)
         _grow(shard, owner, key, growing, plan, whole, make, before_batch)
-        items = sum(map(len, plan))
-        record = {"items": items, "bytes": growing.stat().st_size, "sha256": sha256_file(growing)}
+        items, size = sum(map(len, plan)), growing.stat().st_size
+        record = {"items": items, "bytes": size, "sha256": sha256_file(growing)}
         _check_owner(shard, owner)
         write_json(shard.manifest, {"contents": dict(contents), **record})
         growing.replace(shard.data)  # last: before it the shard is not complete, and can be continued
@@ -125,7 +125,7 @@ def fill(
         raise
     for leftover in [*shard.leftovers(), *shard.folder.glob(f"{shard.data.name}.*.limit"), shard.claim]:
         leftover.unlink(missing_ok=True)
-    log.info("%s: %d items, %.1f MB", shard.data, items, record["bytes"] / 1e6)
+    log.info("%s: %d items, %.1f MB", shard.data, items, size / 1e6)
 
 
 def _grow(

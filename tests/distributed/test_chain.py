@@ -1,9 +1,11 @@
 """The whole chain through the commands that users type, on a tiny corpus: launch, jobs, launchers, exit codes."""
 
+import contextlib
 import json
 import os
 import re
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -54,6 +56,8 @@ def write_recipe(folder: Path, **changes: Any) -> Path:
     }
     if "teachers" in changes:
         del recipe["labels"]
+    if "train" in changes:
+        changes["train"] = recipe["train"] | changes["train"]
     path = folder / "tiny.yaml"
     path.write_text(yaml.safe_dump(recipe | changes), encoding="utf-8")
     return path
@@ -132,13 +136,54 @@ def test_status_and_dry_run(finished: Path) -> None:
     dry = launch(finished / "tiny.yaml", "--dry-run", "--processes", "4", "name=other")
     assert dry.returncode == 0 and not (finished / "runs" / "other").exists()
     for part in (
-        "--num_accelerators 4",
+        "(4 processes in one group)",
+        "(3 workers, which share the shards out)",
         "jobs.train",
         "a step reads 8 examples, over 4 process",
         "6 steps",
         "GB per process",
     ):
         assert part in dry.stdout
+
+
+def test_stopped_at_any_stage_the_same_command_goes_on(finished: Path, tmp_path: Path) -> None:
+    """SIGTERM, SIGINT and SIGKILL to the launcher, again and again; then it runs to its end, with the same weights."""
+    write_corpus(tmp_path / "corpus")
+    recipe = write_recipe(tmp_path, students={}, labels={})
+    text = recipe.read_text().replace(str(tmp_path / "corpus"), str(finished / "corpus"))
+    recipe.write_text(text)
+    command = [sys.executable, "-m", "launch", "run", str(recipe), "--runs", str(tmp_path / "runs"), "--processes", "2"]
+    for number, seconds in ((signal.SIGTERM, 9), (signal.SIGKILL, 14), (signal.SIGINT, 12)):
+        launcher = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            launcher.wait(seconds)
+        if launcher.poll() is None:
+            second = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+            refused(second, "is being run by process", "one run has one launcher")
+        launcher.send_signal(number)
+        out, _ = launcher.communicate(timeout=300)
+        assert launcher.returncode in (0, 75, -signal.SIGKILL), out
+        if launcher.returncode == 75:
+            assert "run the same command again to continue" in out
+    result = launch(recipe, "--processes", "2")
+    assert result.returncode == 0, result.stdout + result.stderr
+    weights = [folder / "runs/tiny/teachers/own/final/model.safetensors" for folder in (finished, tmp_path)]
+    assert weights[0].read_bytes() == weights[1].read_bytes()
+    assert not (tmp_path / "runs" / "tiny" / "logs" / "launcher.lock").exists()
+
+
+def test_a_job_leaves_before_its_time_limit(finished: Path, tmp_path: Path) -> None:
+    write_corpus(tmp_path / "corpus")
+    recipe = write_recipe(tmp_path, students={}, labels={}, train={"steps": 100_000, "save_every_steps": 100_000})
+    for job in (["prepare"], ["teacher", "--teacher", "own"]):
+        assert run_command(f"jobs.{job[0]}", str(recipe), *job[1:], "--runs", str(tmp_path / "runs")).returncode == 0
+    arguments = ["--teacher", "own", "--runs", str(tmp_path / "runs"), "--time-limit", "0.9"]
+    result = run_command("jobs.train", str(recipe), *arguments)
+    assert result.returncode == 75 and "stopped (the time limit is near)" in result.stderr
+    checkpoints = list((tmp_path / "runs" / "tiny" / "teachers" / "own" / "checkpoints").glob("step-*"))
+    assert len(checkpoints) == 1
+    result = run_command("jobs.train", str(recipe), *arguments[:-1], "0.01")
+    assert result.returncode == 75 and f"resuming at step {int(checkpoints[0].name[5:])}" in result.stderr
 
 
 def test_a_changed_recipe_is_refused(finished: Path) -> None:

@@ -2,14 +2,17 @@
 
 import json
 import os
+import re
+import signal
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.conftest import make_model, run_command, write_corpus
+from tests.conftest import ROOT, make_model, run_command, write_corpus
 from tests.drills.labels import drill, write_recipe
 
 pytestmark = pytest.mark.distributed
@@ -33,6 +36,32 @@ def test_chaos(recipe: Path, tmp_path: Path) -> None:
     outcome = drill(recipe, tmp_path, workers=2, kills=3, pause=(2.0, 5.0))
     assert (outcome.documents, outcome.lost, outcome.double, outcome.identical) == (60, 0, 0, True)
     assert outcome.kills >= 1 and outcome.items_begun >= 60
+
+
+def test_a_label_job_that_is_signalled_stops_at_a_batch_and_goes_on(recipe: Path, tmp_path: Path) -> None:
+    assert run_command("jobs.prepare", str(recipe), "--runs", str(tmp_path)).returncode == 0
+    command = [
+        sys.executable,
+        "-m",
+        "jobs.label",
+        str(recipe),
+        "--labels",
+        "t",
+        "--shard",
+        "0",
+        "--runs",
+        str(tmp_path),
+    ]
+    job = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True)
+    assert job.stderr is not None
+    for line in job.stderr:
+        if "batch 2 of" in line:
+            job.send_signal(signal.SIGUSR1)
+            break
+    _, rest = job.communicate(timeout=120)
+    assert job.returncode == 75 and "stopped (SIGUSR1)" in rest and "run the same command again" in rest
+    result = label(recipe, tmp_path, 0)
+    assert result.returncode == 0 and re.search("continuing after [23] whole batches", result.stderr)
 
 
 @pytest.fixture

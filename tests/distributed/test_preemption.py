@@ -2,6 +2,8 @@
 
 import contextlib
 import os
+import random
+import shutil
 import signal
 from pathlib import Path
 from typing import Any
@@ -14,8 +16,10 @@ from distill.distributed import World
 from distill.errors import InputError
 from distill.files import read_jsonl
 from distill.preemption import StopFlag, StoppedError
+from tests.conftest import make_model, write_corpus
 from tests.distributed.harness import run_distributed
 from tests.distributed.test_training import STEPS, losses, make_trainer, weights
+from tests.drills.preemption import Drill, prepare, undisturbed, with_kills, with_signals, write_recipe
 
 pytestmark = pytest.mark.distributed
 
@@ -80,6 +84,23 @@ def test_frozen_weights_are_not_written_again(resized: Path, stage: int) -> None
         for name in (f"zero{stage}", f"frozen{stage}")
     ]
     assert sizes[1] < 0.65 * sizes[0]
+
+
+@pytest.mark.parametrize("stage", range(4))
+def test_a_flipped_byte_in_any_file_is_detected(resized: Path, stage: int, tmp_path: Path) -> None:
+    checkpoints = tmp_path / "checkpoints"
+    shutil.copytree(resized / f"zero{stage}" / "checkpoints", checkpoints)
+    newest = newest_intact(checkpoints)
+    assert newest is not None
+    files = [file for file in sorted(newest.rglob("*")) if file.is_file()]
+    assert len(files) >= 2
+    for file in files:
+        content = file.read_bytes()
+        file.write_bytes(content[:-5] + bytes([content[-5] ^ 1]) + content[-4:])
+        previous = newest_intact(checkpoints)
+        assert previous is not None and previous < newest, file
+        file.write_bytes(content)
+    assert newest_intact(checkpoints) == newest
 
 
 def change_stage(world: World, folder: str) -> list[str]:
@@ -186,7 +207,7 @@ def no_time(world: World, folder: str) -> tuple[int, str]:
     trainer.stop = StopFlag(grace_seconds=0.5)
     trainer.slowest_save = 5.0  # as measured before
     trainer.stop.listen()
-    _signal_at(trainer, "_accumulate", 6, sender=0)
+    _signal_at(trainer, "_accumulate", 5, sender=0)
     with contextlib.suppress(StoppedError):
         trainer.run()
     return trainer.step, str(newest_intact(Path(folder) / "checkpoints"))
@@ -195,3 +216,30 @@ def no_time(world: World, folder: str) -> tuple[int, str]:
 def test_where_there_is_no_time_to_save_the_last_checkpoint_stands(tmp_path: Path) -> None:
     step, newest = run_distributed(no_time, 1, str(tmp_path))[0]
     assert step == 5 and newest.endswith("step-00000003")
+
+
+# ------------------------------------------------------------------------------------------------ real processes
+
+
+@pytest.fixture(scope="module")
+def drilled(tmp_path_factory: pytest.TempPathFactory, tokenizer: Any) -> tuple[Drill, str, float]:
+    folder = tmp_path_factory.mktemp("drill")
+    write_corpus(folder / "corpus")
+    make_model("bart", tokenizer).save_pretrained(folder / "teacher")
+    tokenizer.save_pretrained(folder / "teacher")
+    drill = prepare(write_recipe(folder, folder / "teacher", 60, train=str(folder / "corpus")), folder / "runs")
+    return (drill, *undisturbed(drill))
+
+
+def test_signals_to_a_random_process_at_random_times(drilled: tuple[Drill, str, float]) -> None:
+    drill, expected, seconds = drilled
+    outcome = with_signals(drill, 3, expected, random.Random(4), longest=seconds / 2)
+    assert (outcome.saved, outcome.hung) == (3, 0)
+    assert outcome.identical == outcome.finished >= 1
+
+
+def test_kills_at_random_times_never_lose_a_complete_checkpoint(drilled: tuple[Drill, str, float]) -> None:
+    drill, expected, seconds = drilled
+    slowed = Drill(drill.recipe, drill.runs, slowed_seconds=0.05)
+    outcome = with_kills(slowed, 2, expected, random.Random(5), longest=seconds / 2)
+    assert outcome.saved == 2 and outcome.identical == outcome.finished >= 1
