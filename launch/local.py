@@ -80,16 +80,22 @@ def run_graph(run: Run, processes: Processes, console: Console, time_limit_min: 
         for stage in graph:
             if stage.is_complete():
                 continue
+            if stop.is_set():
+                return _say_stopped(stop, console)
             number = f"[{graph.index(stage) + 1}/{len(graph)}]"
             code = _run_stage(run, stage, processes, state, console, number, lock, stop)
             if code == EXIT_STOPPED:
-                console.print(f"stopped ({stop.reason or 'by a signal'}); run the same command again to continue")
-                return code
+                return _say_stopped(stop, console)
             if code:
                 _explain_failure(run, stage, code, console)
                 return code
     console.print(f"report: {run.report / 'report.md'}", soft_wrap=True)
     return 0
+
+
+def _say_stopped(stop: StopFlag, console: Console) -> int:
+    console.print(f"stopped ({stop.reason or 'by a signal'}); run the same command again to continue")
+    return EXIT_STOPPED
 
 
 def command(run: Run, stage: Stage, recipe_file: Path | None = None) -> list[str]:
@@ -119,14 +125,12 @@ def _run_stage(
 ) -> int:
     began, line = time.monotonic(), command(run, stage)
     with (run.logs / f"{stage.name}.log").open("ab") as log, console.status("") as display:
-        children = [
-            subprocess.Popen(
-                line, stdout=log, stderr=subprocess.STDOUT, env=os.environ | environment, **OF_THIS_LAUNCHER
-            )
-            for environment in _environments(stage, processes)
-        ]
-        state.started(stage.name, line, [child.pid for child in children])
+        children: list[subprocess.Popen[bytes]] = []
         try:
+            for environment in _environments(stage, processes):
+                there = os.environ | environment
+                children.append(subprocess.Popen(line, stdout=log, stderr=log, env=there, **OF_THIS_LAUNCHER))
+            state.started(stage.name, line, [child.pid for child in children])
             while any(child.poll() is None for child in children):
                 display.update(f"{number} {stage.name}  {progress(stage).text()}")
                 lock.check()
@@ -147,13 +151,13 @@ def _run_stage(
 def _end(children: list[subprocess.Popen[bytes]]) -> list[int]:
     """Ask those that are alive to save and leave, and wait for all of them; kill them where they take too long.
 
-    The exit codes: of those that left by themselves first.
+    The exit codes: of those that left by themselves first. One that died of the request had not yet begun anything.
     """
     left = [child.returncode for child in children if child.poll() is not None]
     asked = [child for child in children if child.poll() is None]
     for child in asked:
         child.terminate()
-    patience = LEAVE_SECONDS if not any(left) else AFTER_FAILURE_SECONDS
+    patience = LEAVE_SECONDS if set(left) <= {0, EXIT_STOPPED} else AFTER_FAILURE_SECONDS
     deadline = time.monotonic() + patience
     for child in asked:
         try:
@@ -161,7 +165,7 @@ def _end(children: list[subprocess.Popen[bytes]]) -> list[int]:
         except subprocess.TimeoutExpired:
             child.kill()
             child.wait()
-    return left + [child.returncode for child in asked]
+    return left + [EXIT_STOPPED if child.returncode == -signal.SIGTERM else child.returncode for child in asked]
 
 
 def _code(codes: list[int]) -> int:

@@ -18,7 +18,7 @@ STALE_SECONDS = 120.0
 """After so long without a heartbeat a holder on another machine is taken for dead."""
 
 
-class LockLostError(Exception):
+class LockLostError(InputError):
     """Another launcher took this one for dead, and has the run now."""
 
 
