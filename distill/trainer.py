@@ -65,7 +65,7 @@ class Trainer:
         self.step, self.validated, self.saved = 0, -1, -1
         self.best, self.best_step, self.seconds, self.records = float("-inf"), -1, 0.0, 0
         self.began = time.monotonic()
-        self.slowest_save = 0.0
+        self.slowest_save, self.saving = 0.0, 0.0
 
     def run(self) -> None:
         """Train to the end from the newest intact checkpoint, or from the start; leaves best/ and final/.
@@ -100,7 +100,8 @@ class Trainer:
                 )
         if self.validated < self.step:
             self.validate(tracker)
-        tracker.record(self.step, {"training_minutes": (time.monotonic() - self.began) / 60})
+        seconds = time.monotonic() - self.began
+        tracker.record(self.step, {"training_minutes": seconds / 60, "saving_share": round(self.saving / seconds, 4)})
 
     def leave_if_asked(self) -> None:
         """All ranks must call; StoppedError on all of them where one was asked to stop."""
@@ -156,6 +157,7 @@ class Trainer:
             "best": self.best,
             "best_step": self.best_step,
             "seconds": began - self.began,
+            "saving": self.saving,
             "records": tracker.records,
         }
         size = self.engine.save(self.member.checkpoints, self.step, state)
@@ -163,7 +165,7 @@ class Trainer:
             settings = self.settings
             prune(self.member.checkpoints, settings.keep_checkpoints, settings.keep_every_steps, self.best_step)
         self.saved, seconds = self.step, time.monotonic() - began
-        self.slowest_save = max(self.slowest_save, seconds)
+        self.slowest_save, self.saving = max(self.slowest_save, seconds), self.saving + seconds
         self.stop.seconds_to_leave = SECONDS_TO_LEAVE + 2 * self.slowest_save
         tracker.record(self.step, {"save_seconds": seconds, "save_bytes": size})
 
@@ -214,7 +216,7 @@ class Trainer:
         state = self.engine.load(newest)
         self.step, self.validated, self.saved = state["step"], state["validated"], state["step"]
         self.best, self.best_step = state["best"], state["best_step"]
-        self.seconds, self.records = state["seconds"], state["records"]
+        self.seconds, self.saving, self.records = state["seconds"], state["saving"], state["records"]
         log.info("%s: resuming at step %d of %d from %s", self.member, self.step, self.steps, newest)
 
     def _seed(self) -> None:
