@@ -13,7 +13,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from distill.files import PARTIAL, publish_folder, read_json, sha256_file, write_text
+from distill.files import PARTIAL, REPLACED, publish_folder, read_json, sha256_file, write_text
 
 log = logging.getLogger(__name__)
 
@@ -28,7 +28,7 @@ def partial_folder(checkpoints: Path, step: int) -> Path:
 
 def clear_partial(checkpoints: Path) -> None:
     """Remove what killed saves left."""
-    for leftover in checkpoints.glob(f"step-*{PARTIAL}"):
+    for leftover in [*checkpoints.glob(f"*{PARTIAL}"), *checkpoints.glob(f"step-*{REPLACED}")]:
         shutil.rmtree(leftover)
 
 
@@ -60,7 +60,10 @@ def damage(folder: Path) -> str | None:
     manifest.pop("sha256", None)
     if text != _manifest_text(manifest):
         return f"{MANIFEST} was altered"
-    found = _describe(folder)
+    try:
+        found = _describe(folder)
+    except OSError as error:
+        return f"{error.filename} cannot be read ({error.strerror})"
     for name, file in expected.items():
         if name not in found:
             return f"{name} is missing"
@@ -89,7 +92,9 @@ def prune(checkpoints: Path, keep: int, keep_every_steps: int | None, best_step:
     kept |= {step for step in steps if keep_every_steps and step % keep_every_steps == 0}
     for folder in _folders(checkpoints):
         if _step(folder) not in kept and steps and _step(folder) < steps[-1]:
-            shutil.rmtree(folder)
+            leaving = folder.with_name(f"{folder.name}.pruned{PARTIAL}")  # half of it must not look like a damaged one
+            folder.replace(leaving)
+            shutil.rmtree(leaving)
 
 
 def _manifest_text(manifest: dict[str, Any]) -> str:

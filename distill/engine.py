@@ -122,6 +122,8 @@ class Engine:
         self.world.barrier()
         size = 0
         if self.world.is_main:
+            written = len(list(partial.glob("*optim_states.pt")))
+            assert self.stage == 0 or written == self.world.size, f"{written} of {self.world.size} states in {partial}"
             made_by = {"world_size": self.world.size, "zero_stage": self.stage}
             _, size = checkpoint.complete(checkpoints, step, made_by)
         self.world.barrier()

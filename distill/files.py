@@ -36,6 +36,7 @@ def atomic_folder(path: Path) -> Iterator[Path]:
 
     A folder that stood at `path` is replaced. Leftovers of an earlier, killed attempt are removed.
     """
+    restore_replaced(path)
     partial = path.with_name(path.name + PARTIAL)
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)

@@ -14,8 +14,11 @@ SECONDS_TO_LEAVE = 30.0
 """What a job needs to leave beside its save, as long as none has been measured."""
 
 
-class StoppedError(Exception):
-    """The job was asked to stop; what it finished is saved. Its process leaves with exit code 75."""
+class StoppedError(BaseException):
+    """The job was asked to stop; what it finished is saved. Its process leaves with exit code 75.
+
+    No Exception: a library that swallows those must not swallow this.
+    """
 
 
 class StopFlag:
@@ -29,12 +32,20 @@ class StopFlag:
         self.reason: str | None = None
         self.seconds_to_leave = SECONDS_TO_LEAVE
         self._ends_at, self._grace_seconds, self._at_once = ends_at, grace_seconds, at_once
-        self._asked_at = 0.0
+        self._signalled_at: float | None = None
 
     def listen(self, *also: signal.Signals) -> None:
-        """From here on the signals set the flag, and do nothing else. Further ones change nothing."""
+        """From here on the signals set the flag, and do nothing else. Further ones change nothing.
+
+        A launcher may have blocked them for the time before; those that came meanwhile count now.
+        """
         for number in (*SIGNALS, *also):
             signal.signal(number, self._set)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
+
+    @property
+    def knows_its_end(self) -> bool:
+        return self._ends_at is not None or self._grace_seconds is not None
 
     def is_set(self) -> bool:
         if self.reason is None and self._ends_at and time.time() + self.seconds_to_leave >= self._ends_at:
@@ -43,7 +54,7 @@ class StopFlag:
 
     def ask(self, reason: str) -> None:
         if self.reason is None:
-            self.reason, self._asked_at = reason, time.time()
+            self.reason = reason
 
     def raise_if_set(self) -> None:
         """For work without collectives, where every process stops for itself."""
@@ -53,20 +64,27 @@ class StopFlag:
     def leaves_time_for(self, seconds: float) -> bool:
         """Whether something that takes so long can be finished before the kill, as far as its time is known."""
         now = time.time()
-        ends = [self._asked_at + self._grace_seconds] if self._grace_seconds is not None else []
+        signalled = self._grace_seconds is not None and self._signalled_at is not None
+        ends = [self._signalled_at + self._grace_seconds] if signalled else []  # type: ignore[operator]
         ends += [self._ends_at] if self._ends_at else []
         return all(now + seconds <= end for end in ends)
 
     def _set(self, number: int, _frame: FrameType | None) -> None:
         first = self.reason is None
+        self._signalled_at = self._signalled_at or time.time()
         self.ask(signal.Signals(number).name)
         if self._at_once and first:
             raise StoppedError(self.reason)
 
 
+END_VARIABLE, GRACE_VARIABLE = "DISTILL_JOB_END_TIME", "DISTILL_GRACE_SECONDS"
+"""How a launcher tells its jobs."""
+
+
 def end_of_job(time_limit_min: float | None, environment: Mapping[str, str] = os.environ) -> float | None:
-    """When the job is killed: at its time limit, or at the end that SLURM tells; None where neither is known."""
+    """When the job is killed: at its time limit, or at the end that its launcher or SLURM tells; None where none is known."""
     ends = [time.time() + 60 * time_limit_min] if time_limit_min is not None else []
-    if environment.get("SLURM_JOB_END_TIME", "").isdecimal():
-        ends.append(float(environment["SLURM_JOB_END_TIME"]))
+    for variable in (END_VARIABLE, "SLURM_JOB_END_TIME"):
+        if environment.get(variable, "").isdecimal():
+            ends.append(float(environment[variable]))
     return min(ends, default=None)

@@ -114,6 +114,9 @@ def fill(
     growing = shard.data.with_name(f"{shard.data.name}.{key}.{owner}{PARTIAL}")
     try:
         write_text(shard.claim, owner)
+        if shard.is_complete():  # while this attempt began
+            shard.claim.unlink()
+            return
         _grow(shard, owner, key, growing, plan, whole, make, before_batch)
         items, size = sum(map(len, plan)), growing.stat().st_size
         record = {"items": items, "bytes": size, "sha256": sha256_file(growing)}
@@ -140,8 +143,7 @@ def _grow(
 ) -> None:
     """Write all batches to the attempt's own file, beginning with those of the furthest earlier attempt."""
     with growing.open("wb") as file:
-        earlier = [path for path in shard.leftovers(key) if path != growing]
-        done = _copy_furthest(earlier, growing, whole)
+        earlier, done = _copy_furthest(shard, key, growing, whole)
         _check_owner(shard, owner)
         # Whoever takes the shard over from here on finds the copy; the files of attempts that began later than this one
         # are not among these, since their claims would have been seen.
@@ -159,24 +161,21 @@ def _grow(
         os.fsync(file.fileno())
 
 
-def _copy_furthest(earlier: Sequence[Path], growing: Path, whole: Whole) -> int:
-    """Copy the whole batches of the file that has most; their number."""
-    measured = [(found, path) for path in earlier if (found := _size(path, whole)) is not None]
-    if not measured:
-        return 0
-    (done, size), furthest = max(measured)
-    with furthest.open("rb") as source, growing.open("r+b") as target:
-        while part := source.read(min(COPIED_BYTES, size - source.tell())):
-            target.write(part)
-    fsync(growing)
-    return done
-
-
-def _size(path: Path, whole: Whole) -> tuple[int, int] | None:
-    try:
-        return whole(path)
-    except FileNotFoundError:  # another attempt was faster with it
-        return None
+def _copy_furthest(shard: Shard, key: str, growing: Path, whole: Whole) -> tuple[list[Path], int]:
+    """Copy the whole batches of the earlier attempt that has most; (the files of all, the number of batches)."""
+    while True:
+        earlier = [path for path in shard.leftovers(key) if path != growing]
+        try:
+            (done, size), furthest = max(((whole(path), path) for path in earlier), default=((0, 0), None))
+            if furthest:
+                with furthest.open("rb") as source, growing.open("r+b") as target:
+                    while part := source.read(min(COPIED_BYTES, size - source.tell())):
+                        target.write(part)
+                fsync(growing)
+            return earlier, done
+        except FileNotFoundError:  # another attempt copied and removed one of them; its copy is there now
+            if not growing.exists():
+                raise
 
 
 def _check_owner(shard: Shard, owner: str) -> None:

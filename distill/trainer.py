@@ -17,7 +17,7 @@ from distill.batching import BatchPlan, StepSource, TrainingData, collate, deal,
 from distill.checkpoint import newest_intact, prune
 from distill.distributed import World
 from distill.engine import Engine
-from distill.files import atomic_folder, restore_replaced
+from distill.files import atomic_folder, read_jsonl, restore_replaced
 from distill.generation import generation_config, summarize
 from distill.objective import Counts, ScoredStudent, TeacherSource
 from distill.plan import learning_rate, total_steps
@@ -26,7 +26,7 @@ from distill.run import Member
 from distill.scores import METRICS, rouge
 from distill.sections import Evaluate, Train
 from distill.student import freeze, save_model, set_dropout
-from distill.tracking import NullTracker, Tracker
+from distill.tracking import SAVE, NullTracker, Tracker
 
 log = logging.getLogger(__name__)
 
@@ -66,6 +66,7 @@ class Trainer:
         self.best, self.best_step, self.seconds, self.records = float("-inf"), -1, 0.0, 0
         self.began = time.monotonic()
         self.slowest_save, self.saving = 0.0, 0.0
+        self._looked, self._longest_unlooked = time.monotonic(), 0.0
 
     def run(self) -> None:
         """Train to the end from the newest intact checkpoint, or from the start; leaves best/ and final/.
@@ -76,6 +77,8 @@ class Trainer:
         tracker = Tracker(self.member, self.step, self.steps, self.records) if self.world.is_main else NullTracker()
         self.began = time.monotonic() - self.seconds
         try:
+            self._looked = time.monotonic()
+            self.leave_if_asked()
             self._train(tracker)
         except StoppedError:
             self._save_and_leave(tracker)
@@ -92,6 +95,8 @@ class Trainer:
                 self.validate(tracker)
             if self.step > 0 and self.step % self.settings.save_every_steps == 0 and self.saved < self.step:
                 self.save(tracker)
+            if self.step == 1 and self.saved < 0 and self.stop.knows_its_end:
+                self.save(tracker)  # to know early how long one takes
             values = self.train_step(tracker)
             self.step += 1
             if self.is_due(self.settings.log_every_steps):
@@ -105,6 +110,8 @@ class Trainer:
 
     def leave_if_asked(self) -> None:
         """All ranks must call; StoppedError on all of them where one was asked to stop."""
+        now = time.monotonic()
+        self._longest_unlooked, self._looked = max(self._longest_unlooked, now - self._looked), now
         if self.world.any(self.stop.is_set()):
             self.stop.ask("another rank was asked to stop")
             raise StoppedError(self.stop.reason)
@@ -164,16 +171,18 @@ class Trainer:
         if self.world.is_main:
             settings = self.settings
             prune(self.member.checkpoints, settings.keep_checkpoints, settings.keep_every_steps, self.best_step)
+        self.world.barrier()
         self.saved, seconds = self.step, time.monotonic() - began
         self.slowest_save, self.saving = max(self.slowest_save, seconds), self.saving + seconds
-        self.stop.seconds_to_leave = SECONDS_TO_LEAVE + 2 * self.slowest_save
+        self._plan_to_leave()
         tracker.record(self.step, {"save_seconds": seconds, "save_bytes": size})
 
     def _save_and_leave(self, tracker: NullTracker) -> None:
         """Save, where that can be finished in time as far as earlier saves tell; else the last checkpoint stands."""
-        if self.saved < self.step and not self.world.any(not self.stop.leaves_time_for(self.slowest_save)):
+        has_news = self.saved < self.step and (self.step > 0 or self.validated == 0)
+        if has_news and not self.world.any(not self.stop.leaves_time_for(self.slowest_save)):
             self.save(tracker)
-        elif self.saved < self.step:
+        elif has_news:
             log.warning("no time for a save, which took %.1f s before", self.slowest_save)
         newest = f"step-{self.saved:08d}" if self.saved >= 0 else "none: it begins again"
         log.info("%s: stopping at step %d (%s); checkpoint: %s", self.member, self.step, self.stop.reason, newest)
@@ -216,8 +225,18 @@ class Trainer:
         state = self.engine.load(newest)
         self.step, self.validated, self.saved = state["step"], state["validated"], state["step"]
         self.best, self.best_step = state["best"], state["best_step"]
+        self.slowest_save = self.world.broadcast(self._slowest_before() if self.world.is_main else None)
+        self._plan_to_leave()
         self.seconds, self.saving, self.records = state["seconds"], state["saving"], state["records"]
         log.info("%s: resuming at step %d of %d from %s", self.member, self.step, self.steps, newest)
+
+    def _slowest_before(self) -> float:
+        """Seconds of the slowest save of earlier attempts."""
+        return max((row[SAVE] for row in read_jsonl(self.member.metrics) if SAVE in row), default=0.0)
+
+    def _plan_to_leave(self) -> None:
+        """Before the end of the job: time for a save, twice over, and for the longest stretch without a look at the flag."""
+        self.stop.seconds_to_leave = SECONDS_TO_LEAVE + 2 * self.slowest_save + self._longest_unlooked
 
     def _seed(self) -> None:
         """Random state is a function of seed, step and rank: nothing of it is stored, and resume finds it again."""

@@ -25,8 +25,11 @@ def evaluate(arguments: Arguments) -> None:
     run.weights(member)  # refused before torch is loaded
 
     from distill import distributed
+    from distill.errors import InputError
     from distill.evaluation import score_split
     from distill.generation import HuggingFace
+    from distill.preemption import StoppedError
+    from distill.shards import TakenOverError, fill_each
     from distill.summaries import SummaryWriter
     from distill.task import evaluation_task
 
@@ -44,14 +47,24 @@ def evaluate(arguments: Arguments) -> None:
     if arguments.shard is not None:
         writer.write(arguments.shard)
         return
-    for number in range(world.rank, settings.shards, world.size):
-        writer.write(number)
-    world.barrier()
+    stopped: BaseException | None = None
+    try:
+        fill_each(range(world.rank, settings.shards, world.size), writer.write)
+    except (StoppedError, TakenOverError, OSError) as error:
+        stopped = error
+    if world.any(stopped is not None):  # none waits for one that is gone
+        raise stopped or StoppedError("another process stopped")
+    problem = None
     if world.is_main:
-        scores = score_split(run, member, split, task)
-        means = {name: round(scores[name]["mean"], 2) for name in ("rouge1", "rouge2", "rougeL")}
-        log.info("%s on %s: %s", member, split, means)
-    world.barrier()
+        try:
+            scores = score_split(run, member, split, task)
+            means = {name: round(scores[name]["mean"], 2) for name in ("rouge1", "rouge2", "rougeL")}
+            log.info("%s on %s: %s", member, split, means)
+        except InputError as error:
+            problem = str(error)
+    problem = world.broadcast(problem)
+    if problem:
+        raise InputError(problem)
 
 
 if __name__ == "__main__":

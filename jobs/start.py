@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Literal, NoReturn
 
 from distill.errors import InputError
-from distill.preemption import StopFlag, StoppedError, end_of_job
+from distill.preemption import GRACE_VARIABLE, StopFlag, StoppedError, end_of_job
 from distill.preflight import check_recipe
 from distill.recipe_file import load_recipe
 from distill.run import LabelSet, Member, Run, Split, open_run
@@ -49,12 +49,12 @@ def main(
     """
     options = _parse(name, works_on, shards)
     stop = StopFlag(end_of_job(options.time_limit), options.grace, at_once=stops == "at once")
-    stop.listen()
     logging.basicConfig(level=logging.INFO, format=_log_format(), stream=sys.stderr, force=True)
     logging.raiseExceptions = False  # where the disk is full, the reason must not drown in tracebacks of the log file
     for chatty in ("absl", "compilers", "httpx"):
         logging.getLogger(chatty).setLevel(logging.WARNING)
     try:
+        stop.listen()
         recipe = load_recipe(options.recipe, options.overrides)
         check_recipe(recipe)
         run = open_run(recipe, Path(options.runs))
@@ -109,7 +109,8 @@ def _parse(name: str, works_on: str, shards: bool) -> argparse.Namespace:
         type=_positive,
         help="minutes until the job is killed; it saves and leaves before (SLURM tells it)",
     )
-    parser.add_argument("--grace", type=_positive, help="seconds from a signal to the kill, where known")
+    grace = os.environ.get(GRACE_VARIABLE)
+    parser.add_argument("--grace", type=_positive, default=grace, help="seconds from a signal to the kill, where known")
     parser.add_argument("--local_rank", "--local-rank", type=int, help=argparse.SUPPRESS)  # the DeepSpeed launcher's
     return parser.parse_intermixed_args()
 

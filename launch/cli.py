@@ -36,6 +36,9 @@ def run(
     time_limit: Annotated[
         float | None, typer.Option(min=0.01, help="minutes until this is killed; it saves and leaves with 75 before")
     ] = None,
+    grace: Annotated[
+        float | None, typer.Option(min=0.01, help="seconds from a signal to the kill, where known")
+    ] = None,
 ) -> None:
     """Run what is missing of a recipe, in order, and end with the report."""
     with _explained():
@@ -50,7 +53,7 @@ def run(
             check_unchanged(planned)
             overview.show(planned, world, console)
             return
-        code = local.run_graph(open_run(loaded, runs), world, console, time_limit)
+        code = local.run_graph(open_run(loaded, runs), world, console, time_limit, grace)
     sys.exit(code)
 
 

@@ -21,10 +21,10 @@ from typing import IO, Any
 from rich.console import Console
 
 from distill.errors import InputError
-from distill.preemption import StopFlag, end_of_job
+from distill.preemption import END_VARIABLE, GRACE_VARIABLE, SIGNALS, StopFlag, end_of_job
 from distill.run import Run
 from distill.stages import Stage, stages
-from launch.lock import RunLock
+from launch.lock import LockLostError, RunLock
 from launch.state import EXIT_STOPPED, GraphState
 from launch.status import progress
 
@@ -63,7 +63,13 @@ def processes_here(asked: int | None) -> Processes:
     return Processes(asked or len(gpus), tuple(gpus[:asked]))
 
 
-def run_graph(run: Run, processes: Processes, console: Console, time_limit_min: float | None = None) -> int:
+def run_graph(
+    run: Run,
+    processes: Processes,
+    console: Console,
+    time_limit_min: float | None = None,
+    grace_seconds: float | None = None,
+) -> int:
     """Run what is missing. Returns 0; 75 where a signal or the time limit stopped it; or the code of the stage that failed.
 
     InputError where another launcher has the run.
@@ -72,11 +78,16 @@ def run_graph(run: Run, processes: Processes, console: Console, time_limit_min: 
     if all(stage.is_complete() for stage in graph):
         console.print(f"nothing to do: {run.folder} is complete, see {run.report / 'report.md'}", soft_wrap=True)
         return 0
-    stop = StopFlag(end_of_job(time_limit_min))
+    ends_at = end_of_job(time_limit_min)
+    stop = StopFlag(ends_at)
     stop.listen(signal.SIGINT)
+    if ends_at is not None:  # a training needs longer to leave than this launcher, and knows how long
+        os.environ[END_VARIABLE] = str(int(ends_at))
+    if grace_seconds is not None:
+        os.environ[GRACE_VARIABLE] = str(grace_seconds)
     with RunLock(run.logs) as lock:
         state = GraphState(run.logs)
-        state.wait_for_orphans()
+        state.wait_for_orphans(stop)
         for stage in graph:
             if stage.is_complete():
                 continue
@@ -133,7 +144,7 @@ def _run_stage(
             state.started(stage.name, line, [child.pid for child in children])
             while any(child.poll() is None for child in children):
                 display.update(f"{number} {stage.name}  {progress(stage).text()}")
-                lock.check()
+                _check_lock(lock, children)
                 if stop.is_set() or (stage.kind == "process group" and any(child.poll() for child in children)):
                     break  # they are asked to leave; of a group none can go on without the others
                 time.sleep(POLL_SECONDS)
@@ -146,6 +157,16 @@ def _run_stage(
     outcome = {0: "done", EXIT_STOPPED: "stopped"}.get(code, f"failed with exit code {code}")
     console.print(f"{number} {stage.name}: {outcome} after {time.monotonic() - began:.0f} s", highlight=False)
     return code
+
+
+def _check_lock(lock: RunLock, children: list[subprocess.Popen[bytes]]) -> None:
+    """Where another launcher has the run now, what these processes would save must not get in its way."""
+    try:
+        lock.check()
+    except LockLostError:
+        for child in children:
+            child.kill()
+        raise
 
 
 def _end(children: list[subprocess.Popen[bytes]]) -> list[int]:
@@ -176,10 +197,15 @@ def _code(codes: list[int]) -> int:
 
 
 def _die_with_parent() -> None:
-    """In a child: SIGTERM (save and leave) when its launcher is killed, so that no orphan goes on with the run."""
-    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+    """In a child: SIGTERM (save and leave) when its launcher is killed, so that no orphan goes on with the run.
+
+    The signals wait until the job listens to them.
+    """
+    signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+    LIBC.prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
+LIBC = ctypes.CDLL(None)
 # A session of their own: Ctrl-C reaches the launcher alone, which asks them to save and leave.
 OF_THIS_LAUNCHER: dict[str, Any] = {"start_new_session": True, "preexec_fn": _die_with_parent}
 

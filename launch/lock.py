@@ -1,6 +1,7 @@
 """One launcher for one run: a lock file that names its holder, and that a dead holder loses, on any machine."""
 
 import json
+import logging
 import os
 import secrets
 import socket
@@ -12,6 +13,8 @@ from typing import Any
 
 from distill.errors import InputError
 from distill.files import write_text
+
+log = logging.getLogger(__name__)
 
 HEARTBEAT_SECONDS = 15.0
 STALE_SECONDS = 120.0
@@ -56,7 +59,10 @@ class RunLock:
 
     def check(self) -> None:
         """LockLostError where the run was taken over."""
-        holder = self._holder()
+        try:
+            holder = self._holder()
+        except (OSError, ValueError):  # a disk that hiccups takes nobody's lock away
+            return
         if holder != self._own:
             raise LockLostError(f"{self._file} is held by {_who(holder)}; this launcher was taken for dead and stops.")
 
@@ -122,8 +128,11 @@ class RunLock:
 
     def _beat(self) -> None:
         while not self._over.wait(HEARTBEAT_SECONDS):
-            if self._holder() == self._own:
-                os.utime(self._file)
+            try:
+                if self._holder() == self._own:
+                    os.utime(self._file)
+            except (OSError, ValueError) as error:
+                log.warning("the lock %s could not be renewed (%s); trying again", self._file, error)
 
 
 def _process_start(process: int) -> str | None:

@@ -8,6 +8,7 @@ from typing import Any
 
 from distill.errors import InputError
 from distill.files import read_json, write_json
+from distill.preemption import StopFlag
 
 EXIT_STOPPED = 75
 ORPHAN_SECONDS = 120.0
@@ -31,13 +32,13 @@ class GraphState:
         self.stages[stage] |= {"state": state, "ended": time.time(), "exit_code": exit_code}
         write_json(self._file, self.stages)
 
-    def wait_for_orphans(self) -> None:
+    def wait_for_orphans(self, stop: StopFlag) -> None:
         """Wait for the processes of a launcher that was killed: they were asked to save and leave when it died.
 
         InputError where they do not.
         """
         deadline = time.monotonic() + ORPHAN_SECONDS
-        while orphans := self._orphans():
+        while (orphans := self._orphans()) and not stop.is_set():
             if time.monotonic() > deadline:
                 raise InputError(
                     f"processes {', '.join(map(str, orphans))} of a launcher that is dead still work on this run. "
@@ -65,6 +66,8 @@ def stage_state(stages: dict[str, dict[str, Any]], name: str, is_complete: bool)
         return "done"
     entry = stages.get(name, {})
     if entry.get("state") == "running":
+        if entry["host"] != socket.gethostname():
+            return "running"  # as far as one can tell from here
         return "running" if any(_is_alive(process) for process in entry["processes"]) else "stopped"
     return entry["state"] if entry.get("state") in ("failed", "stopped") else "waiting"
 

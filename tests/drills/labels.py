@@ -89,6 +89,7 @@ def _with_kills(
 ) -> int:
     """Kill a random worker after every pause and start it again, until all have finished; the number of kills."""
     running = {rank: _worker(recipe, runs, name, rank, workers) for rank in range(workers)}
+    begun = dict.fromkeys(running, 0)
     done = 0
     try:
         for _ in range(kills):
@@ -97,15 +98,30 @@ def _with_kills(
             if not alive:
                 break
             victim = chance.choice(alive)
+            _wait_for_a_batch(running[victim], runs, name, victim, begun[victim])
+            if running[victim].poll() is not None:
+                continue
             running[victim].kill()
             running[victim].wait()
             done += 1
+            begun[victim] = _batches(runs, name, victim)
             running[victim] = _worker(recipe, runs, name, victim, workers)
     finally:
         for process in running.values():
             process.kill()
             process.wait()
     return done
+
+
+def _wait_for_a_batch(process: subprocess.Popen[bytes], runs: Path, name: str, rank: int, before: int) -> None:
+    """Until a worker has begun a batch since its start, so that there is something to lose; or has ended."""
+    while process.poll() is None and _batches(runs, name, rank) <= before:
+        time.sleep(0.01)
+
+
+def _batches(runs: Path, name: str, rank: int) -> int:
+    logs = list(runs.glob(f"*/logs/label-{name}.rank{rank}.log"))
+    return len(re.findall(r"batch \d+ of", logs[0].read_text())) if logs else 0
 
 
 def _finish(recipe: Path, runs: Path, name: str, workers: int) -> None:

@@ -141,11 +141,11 @@ def with_kills(drill: Drill, count: int, expected: str, chance: random.Random, l
     outcome = Outcome()
     while outcome.stopped < count:
         outcome.attempts += 1
-        before = _newest_step(drill)
         processes = drill.start()
         _wait_for_training(drill, processes)
         time.sleep(chance.uniform(0, longest))
         place = _place(drill)
+        before = _newest_step(drill)
         if all(process.poll() is None for process in processes):
             for process in processes:
                 process.kill()

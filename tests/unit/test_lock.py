@@ -5,7 +5,6 @@ import multiprocessing
 import os
 import subprocess
 import sys
-import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -105,4 +104,24 @@ def test_of_many_that_see_the_same_dead_holder_one_gets_the_lock(tmp_path: Path)
         for racer in racers:
             racer.join(30)
         assert outcomes == ["held", *["refused"] * 5]
-        assert threading.active_count() < 50
+
+
+def test_a_zombie_holds_nothing(tmp_path: Path) -> None:
+    child = subprocess.Popen([sys.executable, "-c", ""])
+    while lock_module._process_start(child.pid) is not None:
+        time.sleep(0.02)
+    assert Path(f"/proc/{child.pid}").exists(), "not yet waited for"
+    forge(tmp_path, process=child.pid, started="1", id="dead")
+    with RunLock(tmp_path):
+        pass
+    child.wait()
+
+
+def test_a_marker_that_somebody_died_with_is_removed(tmp_path: Path) -> None:
+    forge(tmp_path, process=2**22 + 1, id="dead")
+    marker = tmp_path / "launcher.lock.dead-dead"
+    marker.touch()
+    old = time.time() - lock_module.STALE_SECONDS - 5
+    os.utime(marker, (old, old))
+    with RunLock(tmp_path):
+        assert not marker.exists()

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import threading
 import time
 from collections.abc import Iterator
 
@@ -52,9 +53,27 @@ def test_the_time_limit_sets_it_in_time() -> None:
 def test_what_there_is_time_for() -> None:
     assert StopFlag().leaves_time_for(10**6), "nothing is known"
     stop = StopFlag(grace_seconds=30)
-    stop.ask("SIGTERM")
+    stop.listen()
+    os.kill(os.getpid(), signal.SIGTERM)
     assert stop.leaves_time_for(25) and not stop.leaves_time_for(35)
     assert not StopFlag(ends_at=time.time() + 5).leaves_time_for(10)
+
+
+def test_the_grace_period_counts_from_a_signal_only() -> None:
+    stop = StopFlag(ends_at=time.time() + 60, grace_seconds=10)
+    stop.ask("the time limit is near")
+    assert stop.leaves_time_for(20)
+    stop.listen()
+    os.kill(os.getpid(), signal.SIGTERM)
+    assert not stop.leaves_time_for(20)
+
+
+def test_signals_that_were_blocked_at_the_start_count() -> None:
+    signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+    signal.pthread_kill(threading.get_ident(), signal.SIGUSR1)  # other tests have left threads that block nothing
+    stop = StopFlag()
+    stop.listen()
+    assert stop.is_set()
 
 
 def test_the_end_of_the_job() -> None:

@@ -1,5 +1,6 @@
 """The run directory, its stages, and what a launcher and a reader make of them."""
 
+import socket
 from pathlib import Path
 from typing import Any
 
@@ -76,10 +77,10 @@ def test_files_decide_what_is_complete(tmp_path: Path) -> None:
 
 def test_states() -> None:
     known = {
-        "a": {"state": "running", "processes": [2**22 + 1]},
+        "a": {"state": "running", "host": socket.gethostname(), "processes": [2**22 + 1]},
         "b": {"state": "failed"},
         "e": {"state": "stopped"},
-        "c": {"state": "running", "processes": [2**22 + 1, 1]},
+        "c": {"state": "running", "host": socket.gethostname(), "processes": [2**22 + 1, 1]},
     }
     assert [stage_state(known, name, False) for name in ("a", "b", "c", "d", "e")] == [
         "stopped",
