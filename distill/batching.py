@@ -6,13 +6,15 @@ The plan is a pure function of the lengths, the settings and the seed: an optimi
 Shapes: B examples, S source tokens, T target tokens.
 """
 
+import hashlib
 import itertools
 import math
 import random
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 
 from distill.losses import IGNORED
@@ -39,6 +41,14 @@ def tokenize(tokenizer: Any, rows: Sequence[Row], max_source_tokens: int, max_ta
     source, cut_documents = _encode(tokenizer, [row["document"] for row in rows], "text", max_source_tokens)
     target, cut_summaries = _encode(tokenizer, [row["summary"] for row in rows], "text_target", max_target_tokens)
     return Tokens(source, target, {"documents": cut_documents, "summaries": cut_summaries})
+
+
+def hash_rows(rows: Iterable[Sequence[int]]) -> str:
+    """One hash of all token ids and where each row begins and ends."""
+    digest = hashlib.sha256()
+    for row in rows:
+        digest.update(np.array([len(row), *row], dtype="<i4").tobytes())
+    return digest.hexdigest()
 
 
 def _encode(tokenizer: Any, texts: list[str], side: str, most: int) -> tuple[list[list[int]], int]:

@@ -67,8 +67,10 @@ def _rows_of(run: Run, source: str) -> list[Row]:
     if source == GOLD:
         return read_split(run.split("train"))
     labels = run.label_set(source)
-    if not labels.manifest.exists():
-        raise InputError(f"{labels} are not merged: {labels.manifest} is missing. Run jobs.merge --labels {source}.")
+    if not labels.is_merged():
+        raise InputError(
+            f"{labels} are not merged by the rules of the recipe ({labels.manifest}). Run jobs.merge --labels {source}."
+        )
     documents, manifest = labelled_documents(run, labels), read_json(labels.manifest)
     for file, made in ((documents, manifest["contents"]["documents"]), (labels.table, manifest["sha256"])):
         if not file.exists() or sha256_file(file) != made:

@@ -1,6 +1,5 @@
 """Before an engine other than Hugging Face labels anything: conversion, and a comparison of the two on some documents."""
 
-import logging
 import random
 import time
 from collections.abc import Sequence
@@ -15,8 +14,6 @@ from distill.generation import Engine, HuggingFace, plan_batches
 from distill.run import LabelSet
 from distill.scores import rouge
 from distill.task import Task
-
-log = logging.getLogger(__name__)
 
 
 def make_engine(labels: LabelSet, task: Task, seed: int, device: torch.device) -> dict[str, Any]:

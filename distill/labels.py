@@ -1,6 +1,5 @@
 """The labels of a teacher: their shards, their engine, and the table that students read."""
 
-import logging
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import asdict
@@ -22,8 +21,6 @@ from distill.run import LabelSet, Run
 from distill.shards import shards_of
 from distill.summaries import SummaryWriter, read_summaries
 from distill.task import Task, label_task
-
-log = logging.getLogger(__name__)
 
 
 def label_writer(

@@ -1,16 +1,13 @@
 """What a summarizing job works on: documents as token ids, a model, its decoding; for labels and for scores."""
 
-import hashlib
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from transformers import GenerationConfig, PreTrainedModel
 
 from distill.attention import divide_attention_scores
-from distill.batching import Tokens, tokenize
+from distill.batching import Tokens, hash_rows, tokenize
 from distill.corpus import read_split
 from distill.data import labelled_documents, limits_of
 from distill.errors import InputError
@@ -94,18 +91,10 @@ def _task(
     tokens = tokenize(tokenizer, rows, *limits_of(run, model))
     contents = Contents(
         documents=sha256_file(documents),
-        tokens=hash_source(tokens.source),
+        tokens=hash_rows(tokens.source),
         model=fingerprint(weights),
         decoding=decoding_settings(config),
         engine=engine,
         shards=shards,
     )
     return Task(rows, tokens, model, tokenizer, weights, config, contents)
-
-
-def hash_source(source: Sequence[list[int]]) -> str:
-    """One hash of all documents' token ids and where each begins and ends."""
-    digest = hashlib.sha256()
-    for row in source:
-        digest.update(np.array([len(row), *row], dtype="<i4").tobytes())
-    return digest.hexdigest()

@@ -7,7 +7,6 @@ its job was killed, and appears under its final name, beside a manifest, when it
 Shapes: N target tokens, D dimensions, K largest logits.
 """
 
-import hashlib
 import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -19,7 +18,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import PreTrainedModel
 
-from distill.batching import Tokens, collate, padded_tokens
+from distill.batching import Tokens, collate, hash_rows, padded_tokens
 from distill.distillation import Distillation
 from distill.errors import InputError
 from distill.families import shape_of
@@ -73,10 +72,7 @@ def contents(cache: Cache, temperatures: Sequence[float], precision: str, identi
 
 def hash_tokens(tokens: Tokens) -> str:
     """One hash of all token ids and where examples begin and end."""
-    digest = hashlib.sha256()
-    for row in itertools.chain(tokens.source, tokens.target):
-        digest.update(np.array([len(row), *row], dtype="<i4").tobytes())
-    return digest.hexdigest()
+    return hash_rows(itertools.chain(tokens.source, tokens.target))
 
 
 def shard_order(tokens: Tokens, shard: int, shards: int) -> list[int]:

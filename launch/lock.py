@@ -1,5 +1,6 @@
 """One launcher for one run: a lock file that names its holder, and that a dead holder loses, on any machine."""
 
+import contextlib
 import json
 import logging
 import os
@@ -68,11 +69,9 @@ class RunLock:
 
     def _try(self, mine: Path) -> bool:
         """True where the lock is ours now; False to try again; InputError where a living launcher has it."""
-        try:
+        with contextlib.suppress(FileExistsError):
             os.link(mine, self._file)  # atomic on network file systems too
             return True
-        except FileExistsError:
-            pass
         holder = self._holder()
         if holder is None:
             return False

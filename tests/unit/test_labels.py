@@ -141,6 +141,8 @@ def test_the_rules_may_change_until_a_student_has_read_them(tokenizer: Any, tmp_
     stricter = {"t": {"shards": 2, "num_beams": 2, "keep_if": {"repeated_ngrams_at_most": 10}}}
     run = make_run(tmp_path, tokenizer, stricter, train_on=["t"])
     assert not run.label_set("t").is_merged()
+    with pytest.raises(InputError, match="not merged by the rules of the recipe"):
+        training_rows(run, {"t": 1.0})
     assert merge_labels(run, run.label_set("t"))["kept"] < made
     assert run.label_set("t").is_merged()
     with pytest.raises(InputError, match="labels.t.num_beams: 2 when the run began, 3 now"):
@@ -219,7 +221,7 @@ def test_shards_of_other_settings_are_not_merged(tokenizer: Any, tmp_path: Path)
     with pytest.raises(InputError, match=r"shard-00000-of-00002.jsonl cannot be used: decoding was .*'num_beams': 2"):
         merge_labels(other, other.label_set("t"))
     assert not run.label_set("t").manifest.exists()
-    with pytest.raises(InputError, match="labels t are not merged: .* Run jobs.merge --labels t"):
+    with pytest.raises(InputError, match="labels t are not merged by .* Run jobs.merge --labels t"):
         training_rows(run, {"t": 1.0})
 
 
