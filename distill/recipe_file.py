@@ -1,23 +1,20 @@
 """Recipes from files: defaults < file < `key=value`; all errors at once, each with its dotted path and a hint."""
 
-import difflib
-import re
-import types
-import typing
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import yaml
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
 
 from distill.errors import InputError
 from distill.recipe import GOLD, Recipe
+from distill.validation import explain, parse_yaml, read_yaml
 
 
 def load_recipe(path: str | Path, overrides: list[str] | None = None) -> Recipe:
     """Read, override, validate. InputError lists every error with its dotted path."""
-    raw = _read_yaml(Path(path))
+    raw = read_yaml(Path(path), "recipe", "name, corpus, teachers")
     for override in overrides or []:
         _apply_override(raw, override)
     return parse_recipe(raw, str(path))
@@ -32,7 +29,8 @@ def parse_recipe(raw: dict[str, Any], where: str = "recipe") -> Recipe:
     try:
         recipe = Recipe.model_validate(merged)
     except ValidationError as error:
-        raise InputError(_explain(error, raw, where)) from None
+        heading = f"{where} is not a valid recipe:"
+        raise InputError(explain(error, Recipe, heading, lambda path: _is_inherited(raw, path))) from None
     wrong = [*_unknown_names(recipe), *_contradictions(recipe)]
     if wrong:
         raise InputError("\n".join([f"{where} is not a valid recipe:", *wrong]))
@@ -54,38 +52,6 @@ def flatten(value: Any, prefix: str = "") -> dict[str, Any]:
     if not isinstance(value, dict) or not value:
         return {prefix: value}
     return {k: v for key, child in value.items() for k, v in flatten(child, f"{prefix}.{key}".strip(".")).items()}
-
-
-class _Loader(yaml.SafeLoader):
-    """YAML with `3e-4` as a number and without silent duplicate keys."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
-        for key in keys:
-            if keys.count(key) > 1:
-                raise yaml.constructor.ConstructorError(None, None, f"the key {key!r} stands twice", node.start_mark)
-        return super().construct_mapping(node, deep)
-
-
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"^[-+]?(\d+(\.\d*)?|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789")
-)
-
-
-def parse_yaml(text: str) -> Any:
-    return yaml.load(text, Loader=_Loader)  # noqa: S506 - a SafeLoader
-
-
-def _read_yaml(path: Path) -> dict[str, Any]:
-    try:
-        raw = parse_yaml(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise InputError(f"cannot read the recipe {path}: {error.strerror}. Give the path of a YAML file.") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise InputError(f"{path} is not valid YAML: {error}. Mend the file.") from None
-    if not isinstance(raw, dict):
-        raise InputError(f"{path} holds {type(raw).__name__}, expected a mapping with the keys name, corpus, teachers.")
-    return raw
 
 
 def _apply_override(raw: dict[str, Any], override: str) -> None:
@@ -153,9 +119,6 @@ def _lay_over(shared: dict[str, Any], own: dict[str, Any]) -> dict[str, Any]:
     return merged
 
 
-# ------------------------------------------------------------------------------------------------ errors
-
-
 def _unknown_names(recipe: Recipe) -> Iterator[str]:
     teachers, sources = list(recipe.teachers), [GOLD, *recipe.labels]
     for name, student in recipe.students.items():
@@ -186,21 +149,6 @@ def _not_among(key: str, given: str, what: str, valid: list[str]) -> str:
     return f"  {key}: {given!r} is not among {what}; expected one of {', '.join(valid)}"
 
 
-def _explain(error: ValidationError, raw: dict[str, Any], where: str) -> str:
-    lines = [f"{where} is not a valid recipe:"]
-    for item in error.errors():
-        # Without the names that pydantic gives to the alternatives of a union.
-        path = [str(part) for part in item["loc"] if not re.search(r"[\[\]]|^constrained-", str(part))]
-        if _is_inherited(raw, path):
-            continue  # reported once, where it was written
-        if isinstance(item["input"], dict) and any(str(part).startswith("literal[") for part in item["loc"]):
-            continue  # of a union of words and a block a block was meant, and its own errors follow
-        line = _explain_one(item, path)
-        if not any(known.startswith(f"  {'.'.join(path)}:") for known in lines):
-            lines.append(line)
-    return "\n".join(lines)
-
-
 def _is_inherited(raw: dict[str, Any], path: list[str]) -> bool:
     """True where the error at a member's train.KEY or evaluate.KEY was written in the recipe's own block."""
     if len(path) == 3 and path[2] in ("train", "evaluate") and not isinstance(raw.get(path[2], {}), dict):
@@ -209,68 +157,3 @@ def _is_inherited(raw: dict[str, Any], path: list[str]) -> bool:
         return False
     own = raw[path[0]][path[1]].get(path[2]) or {}
     return path[3] not in own and path[3] in (raw.get(path[2]) or {})
-
-
-def _explain_one(item: Any, path: list[str]) -> str:
-    dotted = ".".join(path)
-    if item["type"] == "extra_forbidden":
-        return f"  {dotted}: unknown key{_did_you_mean(path)}"
-    if item["type"] == "missing":
-        return f"  {dotted}: missing, expected a value"
-    message = item["msg"].removeprefix("Value error, ")
-    keys = f"a block with the keys {', '.join(_keys_at(path))}" if _keys_at(path) else ""
-    if item["type"] == "model_type" and keys:
-        message = f"expected {keys}"
-    elif item["type"] == "literal_error" and keys:
-        message += f", or {keys}"
-    given = item["input"]
-    shown = "" if isinstance(given, dict | BaseModel) else f"{given!r} given; "
-    return f"  {dotted or 'recipe'}: {shown}{message[0].lower()}{message[1:]}"
-
-
-def _did_you_mean(path: list[str]) -> str:
-    valid = _keys_at(path[:-1])
-    close = difflib.get_close_matches(path[-1], valid, n=1, cutoff=0.6)
-    if close:
-        return f"; did you mean {close[0]!r}?"
-    nested = [f"{block}.{path[-1]}" for block in ("train", "evaluate") if path[-1] in _keys_at([*path[:-1], block])]
-    if nested:
-        return f"; did you mean {nested[0]!r}?"
-    return f"; expected one of {', '.join(valid)}"
-
-
-def _keys_at(path: list[str]) -> list[str]:
-    """The valid keys of the block at `path`, found by walking the schema."""
-    blocks: list[Any] = [Recipe]
-    for part in path:
-        blocks = [child for block in blocks for child in _children(block, part)]
-    return [name for block in blocks for name in block.model_fields]
-
-
-def _children(block: type[BaseModel], part: str) -> Iterator[Any]:
-    """The blocks below key `part` of a block, or, for a table of named blocks, a stand-in that yields them."""
-    if isinstance(block, _Table):
-        yield from block.blocks
-        return
-    field = block.model_fields.get(part)
-    if field is None:
-        return
-    annotation = field.annotation
-    if typing.get_origin(annotation) is dict:
-        yield _Table(_sections(typing.get_args(annotation)[1]))
-    else:
-        yield from _sections(annotation)
-
-
-class _Table:
-    """A mapping from free names to blocks (teachers, students)."""
-
-    model_fields: ClassVar[dict[str, Any]] = {}
-
-    def __init__(self, blocks: list[type[BaseModel]]) -> None:
-        self.blocks = blocks
-
-
-def _sections(annotation: Any) -> list[type[BaseModel]]:
-    options = typing.get_args(annotation) if typing.get_origin(annotation) in (types.UnionType, typing.Union) else ()
-    return [a for a in (annotation, *options) if isinstance(a, type) and issubclass(a, BaseModel)]

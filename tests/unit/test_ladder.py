@@ -11,7 +11,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 RUNGS = [
     {"errors", "sections"},
-    {"preemption", "recipe", "losses", "scores", "docstrings", "signal"},
+    {"preemption", "recipe", "validation", "losses", "scores", "docstrings", "signal"},
     {"files", "layers", "families", "recipe_file", "distributed", "forward", "filters", "attention"},
     {"run", "plan", "distillation", "checkpoint", "student", "shards"},
     {"reading", "stages", "tracking", "head"},

@@ -7,7 +7,8 @@ import yaml
 
 from distill.errors import InputError
 from distill.recipe import Recipe
-from distill.recipe_file import dump_recipe, flatten, load_recipe, parse_recipe, parse_yaml
+from distill.recipe_file import dump_recipe, flatten, load_recipe, parse_recipe
+from distill.validation import parse_yaml
 
 ROOT = Path(__file__).parents[2]
 RECIPES = sorted((ROOT / "jobs" / "recipes").rglob("*.yaml"))

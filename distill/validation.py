@@ -1,0 +1,138 @@
+"""YAML files against pydantic models: all errors at once, each with its dotted path and a hint."""
+
+import difflib
+import re
+import types
+import typing
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, ClassVar
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from distill.errors import InputError
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML with `3e-4` as a number and without silent duplicate keys."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
+        for key in keys:
+            if keys.count(key) > 1:
+                raise yaml.constructor.ConstructorError(None, None, f"the key {key!r} stands twice", node.start_mark)
+        return super().construct_mapping(node, deep)
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"^[-+]?(\d+(\.\d*)?|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789")
+)
+
+
+def parse_yaml(text: str) -> Any:
+    return yaml.load(text, Loader=_Loader)  # noqa: S506 - a SafeLoader
+
+
+def read_yaml(path: Path, what: str, keys: str) -> dict[str, Any]:
+    """The mapping in a YAML file; InputError where it is none. `what` the file is, and the `keys` it should have."""
+    try:
+        raw = parse_yaml(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(f"cannot read the {what} {path}: {error.strerror}. Give the path of a YAML file.") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise InputError(f"{path} is not valid YAML: {error}. Mend the file.") from None
+    if not isinstance(raw, dict):
+        raise InputError(f"{path} holds {type(raw).__name__}, expected a mapping with the keys {keys}.")
+    return raw
+
+
+def explain(
+    error: ValidationError,
+    model: type[BaseModel],
+    heading: str,
+    is_inherited: Callable[[list[str]], bool] = lambda path: False,
+) -> str:
+    """All errors of a validation against `model`, below a heading, one line each.
+
+    `is_inherited(path)` is true of those that were written elsewhere, where they are reported too.
+    """
+    lines = [heading]
+    for item in error.errors():
+        # Without the names that pydantic gives to the alternatives of a union.
+        path = [str(part) for part in item["loc"] if not re.search(r"[\[\]]|^constrained-", str(part))]
+        if is_inherited(path):
+            continue  # reported once, where it was written
+        if isinstance(item["input"], dict) and any(str(part).startswith("literal[") for part in item["loc"]):
+            continue  # of a union of words and a block a block was meant, and its own errors follow
+        line = _explain_one(item, path, model)
+        if not any(known.startswith(f"  {'.'.join(path)}:") for known in lines):
+            lines.append(line)
+    return "\n".join(lines)
+
+
+def _explain_one(item: Any, path: list[str], model: type[BaseModel]) -> str:
+    dotted = ".".join(path)
+    if item["type"] == "extra_forbidden":
+        return f"  {dotted}: unknown key{_did_you_mean(path, model)}"
+    if item["type"] == "missing":
+        return f"  {dotted}: missing, expected a value"
+    message = item["msg"].removeprefix("Value error, ")
+    keys = f"a block with the keys {', '.join(_keys_at(path, model))}" if _keys_at(path, model) else ""
+    if item["type"] == "model_type" and keys:
+        message = f"expected {keys}"
+    elif item["type"] == "literal_error" and keys:
+        message += f", or {keys}"
+    given = item["input"]
+    shown = "" if isinstance(given, dict | BaseModel) else f"{given!r} given; "
+    return f"  {dotted or 'the file'}: {shown}{message[0].lower()}{message[1:]}"
+
+
+def _did_you_mean(path: list[str], model: type[BaseModel]) -> str:
+    valid = _keys_at(path[:-1], model)
+    close = difflib.get_close_matches(path[-1], valid, n=1, cutoff=0.6)
+    if close:
+        return f"; did you mean {close[0]!r}?"
+    nested = [
+        f"{block}.{path[-1]}" for block in ("train", "evaluate") if path[-1] in _keys_at([*path[:-1], block], model)
+    ]
+    if nested:
+        return f"; did you mean {nested[0]!r}?"
+    return f"; expected one of {', '.join(valid)}"
+
+
+def _keys_at(path: list[str], model: type[BaseModel]) -> list[str]:
+    """The valid keys of the block at `path`, found by walking the schema."""
+    blocks: list[Any] = [model]
+    for part in path:
+        blocks = [child for block in blocks for child in _children(block, part)]
+    return [name for block in blocks for name in block.model_fields]
+
+
+def _children(block: type[BaseModel], part: str) -> Iterator[Any]:
+    """The blocks below key `part` of a block, or, for a table of named blocks, a stand-in that yields them."""
+    if isinstance(block, _Table):
+        yield from block.blocks
+        return
+    field = block.model_fields.get(part)
+    if field is None:
+        return
+    annotation = field.annotation
+    if typing.get_origin(annotation) is dict:
+        yield _Table(_sections(typing.get_args(annotation)[1]))
+    else:
+        yield from _sections(annotation)
+
+
+class _Table:
+    """A mapping from free names to blocks (teachers, students)."""
+
+    model_fields: ClassVar[dict[str, Any]] = {}
+
+    def __init__(self, blocks: list[type[BaseModel]]) -> None:
+        self.blocks = blocks
+
+
+def _sections(annotation: Any) -> list[type[BaseModel]]:
+    options = typing.get_args(annotation) if typing.get_origin(annotation) in (types.UnionType, typing.Union) else ()
+    return [a for a in (annotation, *options) if isinstance(a, type) and issubclass(a, BaseModel)]
