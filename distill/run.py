@@ -60,6 +60,11 @@ class Member:
         return self.final.exists() and self.best.exists()
 
     @property
+    def claim(self) -> Path:
+        """Names the attempt that trains."""
+        return self.folder / "claim.json"
+
+    @property
     def metrics(self) -> Path:
         return self.folder / "metrics.jsonl"
 

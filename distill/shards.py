@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from distill.errors import InputError
+from distill.claim import TakenOverError
 from distill.files import PARTIAL, fsync, sha256_file, write_json, write_text
 
 log = logging.getLogger(__name__)
@@ -72,10 +72,6 @@ class Shard:
     def leftovers(self, key: str = "*") -> list[Path]:
         """The growing files of attempts, by default of all."""
         return sorted(self.folder.glob(f"{self.data.name}.{key}.*{PARTIAL}"))
-
-
-class TakenOverError(InputError):
-    """Another attempt has the shard, or has finished it."""
 
 
 def shards_of(folder: Path, count: int, suffix: str) -> list[Shard]:

@@ -8,7 +8,7 @@ from typing import Any, Literal
 from distill.files import read_json, sha256_file
 from distill.recipe import GOLD, Recipe
 from distill.run import LabelSet, Member, Run
-from distill.shards import count_done, shards_of
+from distill.shards import Shard, count_done, shards_of
 
 Kind = Literal["one process", "process group", "workers"]
 Shards = Callable[[], tuple[int, int]]
@@ -19,7 +19,8 @@ class Stage:
     """One job of the graph.
 
     A process group is one process for every GPU (or CPU process), which work together; workers are as many, which know
-    nothing of each other. `shards_done` counts (whole shards, all shards) where there are any.
+    nothing of each other: one or several for each of `shards`. `shards_done` counts (whole shards, all shards) where there
+    are any.
     """
 
     job: str
@@ -28,6 +29,7 @@ class Stage:
     is_complete: Callable[[], bool] = field(compare=False)
     kind: Kind = "one process"
     shards_done: Shards | None = field(default=None, compare=False)
+    shards: tuple[Shard, ...] = field(default=(), compare=False)
 
     @property
     def name(self) -> str:
@@ -55,6 +57,11 @@ def stage_name(job: str, subject: Member | LabelSet | None) -> str:
     return f"teacher-{subject.name}" if job == "teacher" else f"{job}-{subject.group.removesuffix('s')}-{subject.name}"
 
 
+def shard_name(stage: str, shard: int) -> str:
+    """Of one shard of a stage, where it is made by a job of its own."""
+    return f"{stage}.shard-{shard:05d}"
+
+
 def stages(run: Run) -> list[Stage]:
     """All stages in an order that respects their needs: prepare, teachers, labels, students, benchmark, report."""
     graph = [Stage("prepare", None, (), run.is_prepared)]
@@ -78,7 +85,7 @@ def _stages_of_teacher(run: Run, member: Member) -> list[Stage]:
     then = [_evaluation(run, member, ready)]
     if is_cached(run.recipe, member.name):
         whole, done = (lambda: cache_is_complete(run, member)), (lambda: cache_shards_done(run, member))
-        then.append(Stage("cache", member, (ready,), whole, "workers", done))
+        then.append(Stage("cache", member, (ready,), whole, "workers", done, tuple(_cache_shards(run, member))))
     if run.train_settings(member) is None:
         return then
     initial = Stage("teacher", member, ("prepare",), member.initial.exists)
@@ -88,15 +95,16 @@ def _stages_of_teacher(run: Run, member: Member) -> list[Stage]:
 def _stages_of_labels(run: Run, labels: LabelSet) -> list[Stage]:
     """Conversion (of an engine other than Hugging Face) -> label -> merge."""
     graph = []
+    shards = tuple(shards_of(labels.folder, labels.settings.shards, ".jsonl"))
     needs = _ready(run, run.member("teachers", labels.teacher))
     if labels.settings.engine.name != "huggingface":
         graph.append(Stage("convert", labels, (needs,), labels.has_engine))
         needs = graph[-1].name
 
     def done() -> tuple[int, int]:
-        return count_done(shards_of(labels.folder, labels.settings.shards, ".jsonl"))
+        return count_done(shards)
 
-    graph.append(Stage("label", labels, (needs,), lambda: done()[0] == done()[1], "workers", done))
+    graph.append(Stage("label", labels, (needs,), lambda: done()[0] == done()[1], "workers", done, shards))
     return [*graph, Stage("merge", labels, (graph[-1].name,), labels.is_merged)]
 
 
@@ -136,8 +144,12 @@ def is_cached(recipe: Recipe, teacher: str) -> bool:
 
 def cache_shards_done(run: Run, member: Member) -> tuple[int, int]:
     """(whole shards, all shards) of a teacher's cache."""
+    return count_done(_cache_shards(run, member))
+
+
+def _cache_shards(run: Run, member: Member) -> list[Shard]:
     cache = run.recipe.teachers[member.name].cache
-    return count_done(shards_of(member.cache, cache.shards if cache else 0, ".bin"))
+    return shards_of(member.cache, cache.shards if cache else 0, ".bin")
 
 
 def cache_is_complete(run: Run, member: Member) -> bool:

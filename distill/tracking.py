@@ -3,6 +3,7 @@
 import logging
 import shutil
 import time
+from collections.abc import Callable
 from typing import Any
 
 from rich.console import Console
@@ -40,10 +41,14 @@ class NullTracker:
 class Tracker(NullTracker):
     """Writes the records of one training; those that a killed attempt wrote after its last checkpoint go first."""
 
-    def __init__(self, member: Member, step: int, steps: int, records: int) -> None:
+    def __init__(
+        self, member: Member, step: int, steps: int, records: int, before_write: Callable[[], None] = lambda: None
+    ) -> None:
         """`records`: how many there were when the checkpoint of `step`, from which the training goes on, was written."""
         from torch.utils.tensorboard import SummaryWriter
 
+        self._before_write = before_write
+        self._before_write()
         rows = read_jsonl(member.metrics)
         kept = rows[:records] + [row for row in rows[records:] if row["step"] == step and SAVE in row]
         write_jsonl(member.metrics, kept)
@@ -69,6 +74,7 @@ class Tracker(NullTracker):
 
     def record(self, step: int, values: dict[str, Any]) -> None:
         row = {"step": step, "time": time.time(), **values}
+        self._before_write()
         append_jsonl(self._file, row)
         self.records += 1
         self._plot(row)

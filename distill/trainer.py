@@ -15,6 +15,7 @@ import torch
 
 from distill.batching import BatchPlan, StepSource, TrainingData, collate, deal, padded_tokens
 from distill.checkpoint import newest_intact, prune
+from distill.claim import Claim
 from distill.distributed import World
 from distill.engine import Engine
 from distill.files import atomic_folder, read_jsonl, restore_replaced
@@ -50,7 +51,9 @@ class Trainer:
         world: World,
         teacher: TeacherSource | None = None,
         stop: StopFlag | None = None,
+        claim: Claim | None = None,
     ) -> None:
+        """`claim`: on rank 0, that this attempt may write."""
         freeze(student.student, train.freeze)
         set_dropout(student.student, train.dropout)
         self.member, self.tokenizer, self.data, self.world = member, tokenizer, data, world
@@ -60,7 +63,7 @@ class Trainer:
         self.examples = StepSource(plan)
         self.steps = total_steps(train, plan.steps_per_epoch())
         self.engine = Engine(student, train, world, teacher)
-        self.stop = stop or StopFlag()
+        self.stop, self.claim = stop or StopFlag(), claim
         # Loop state: all that a checkpoint stores besides weights and optimizer.
         self.step, self.validated, self.saved = 0, -1, -1
         self.best, self.best_step, self.seconds, self.records = float("-inf"), -1, 0.0, 0
@@ -74,7 +77,9 @@ class Trainer:
         StoppedError, on all ranks together, where a signal asked one of them to stop, or the time is up: after a save.
         """
         self._resume()
-        tracker = Tracker(self.member, self.step, self.steps, self.records) if self.world.is_main else NullTracker()
+        tracker = NullTracker()
+        if self.world.is_main:
+            tracker = Tracker(self.member, self.step, self.steps, self.records, self.check_claim)
         self.began = time.monotonic() - self.seconds
         try:
             self._looked = time.monotonic()
@@ -82,6 +87,7 @@ class Trainer:
             self._train(tracker)
         except StoppedError:
             self._save_and_leave(tracker)
+            self.world.barrier()  # a launcher may end the others as soon as one has left
             raise
         finally:
             tracker.close()
@@ -157,6 +163,7 @@ class Trainer:
         self.validated = self.step
 
     def save(self, tracker: NullTracker) -> None:
+        self.check_claim()
         began = time.monotonic()
         state = {
             "step": self.step,
@@ -191,9 +198,15 @@ class Trainer:
         """Write best/ or final/ in Hugging Face format."""
         with self.engine.replica() as model:
             if self.world.is_main:
+                self.check_claim()
                 with atomic_folder(self.member.folder / name) as folder:
                     save_model(model, self.tokenizer, folder)
         self.world.barrier()
+
+    def check_claim(self) -> None:
+        """TakenOverError on rank 0 where another attempt has this training; its launcher ends the other ranks."""
+        if self.claim:
+            self.claim.check()
 
     def is_due(self, every_steps: int) -> bool:
         return self.step % every_steps == 0 or self.step == self.steps

@@ -25,11 +25,12 @@ def evaluate(arguments: Arguments) -> None:
     run.weights(member)  # refused before torch is loaded
 
     from distill import distributed
+    from distill.claim import TakenOverError
     from distill.errors import InputError
     from distill.evaluation import score_split
     from distill.generation import HuggingFace
     from distill.preemption import StoppedError
-    from distill.shards import TakenOverError, fill_each
+    from distill.shards import fill_each
     from distill.summaries import SummaryWriter
     from distill.task import evaluation_task
 

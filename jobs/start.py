@@ -16,9 +16,9 @@ from distill.preemption import GRACE_VARIABLE, StopFlag, StoppedError, end_of_jo
 from distill.preflight import check_recipe
 from distill.recipe_file import load_recipe
 from distill.run import LabelSet, Member, Run, Split, open_run
-from distill.stages import stage_name
+from distill.stages import shard_name, stage_name
 
-EXIT_INPUT, EXIT_FAILURE, EXIT_STOPPED = 2, 1, 75
+EXIT_INPUT, EXIT_STOPPED, EXIT_FAILURE = 2, 75, 100  # srun tells the highest of its ranks: a failure must be above 75
 STORAGE_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
 
 log = logging.getLogger(__name__)
@@ -43,7 +43,7 @@ def main(
     shards: bool = False,
     stops: Literal["between batches", "at once"] = "at once",
 ) -> None:
-    """Run a job from the command line and exit: 0 done, 2 wrong input, 75 stopped by a signal, 1 failure.
+    """Run a job from the command line and exit: 0 done, 2 wrong input, 75 stopped by a signal, 100 failure.
 
     A job that does not look at its flag between batches is stopped at once: what it writes appears whole or not at all.
     """
@@ -59,7 +59,7 @@ def main(
         check_recipe(recipe)
         run = open_run(recipe, Path(options.runs))
         member, labels = _member(run, options), run.label_set(options.labels) if options.labels else None
-        _log_to_file(run, name, member or labels)
+        _log_to_file(run, name, member or labels, options.shard)
         job(Arguments(run, member, options.split, options.shard, labels, stop))
     except InputError as error:
         log.error("%s", error)
@@ -147,9 +147,9 @@ def _log_format() -> str:
     return f"%(asctime)s [rank {rank()}] %(levelname)s %(name)s: %(message)s"
 
 
-def _log_to_file(run: Run, name: str, subject: Member | LabelSet | None) -> None:
+def _log_to_file(run: Run, name: str, subject: Member | LabelSet | None, shard: int | None) -> None:
     run.logs.mkdir(exist_ok=True)
-    stage = stage_name(name, subject)
+    stage = stage_name(name, subject) if shard is None else shard_name(stage_name(name, subject), shard)
     handler = logging.FileHandler(run.logs / f"{stage}.rank{rank()}.log", encoding="utf-8")
     handler.setFormatter(logging.Formatter(_log_format()))
     logging.getLogger().addHandler(handler)

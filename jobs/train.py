@@ -27,12 +27,14 @@ def train(arguments: Arguments) -> None:
         raise InputError(f"{member} has no {member.initial}; run jobs.shrink (or jobs.teacher) first.")
 
     from distill import distributed
+    from distill.claim import Claim
     from distill.data import ONLY_GOLD, load_training_data
     from distill.pretrained import DTYPES, load_model, load_tokenizer
     from distill.scoring import scored_student
     from distill.trainer import Trainer
 
     world = distributed.start()
+    claim = Claim(member.claim) if world.is_main else None
     tokenizer = load_tokenizer(member.initial)
     model = load_model(member.initial, DTYPES[settings.precision])
     evaluate = run.evaluate_settings(member)
@@ -41,7 +43,7 @@ def train(arguments: Arguments) -> None:
     data = load_training_data(run, tokenizer, model, evaluate, train_on)
     student, teacher = scored_student(run, member, model, tokenizer, data.train, world)
     trainer = Trainer(
-        member, student, tokenizer, data, settings, evaluate, run.recipe.seed, world, teacher, arguments.stop
+        member, student, tokenizer, data, settings, evaluate, run.recipe.seed, world, teacher, arguments.stop, claim
     )
     log.info(
         "%s: %d examples, %d steps on %d process(es), %s; cut at their limits: %s",

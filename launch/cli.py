@@ -1,4 +1,4 @@
-"""python -m launch run RECIPE | status RUN | schema"""
+"""python -m launch run RECIPE | status RUN | cancel RUN | logs RUN STAGE | schema"""
 
 import json
 import sys
@@ -14,20 +14,25 @@ from distill.reading import split_files
 from distill.recipe import Recipe
 from distill.recipe_file import load_recipe
 from distill.run import Run, check_unchanged, open_run
-from launch import local, overview, status
+from launch import local, overview, slurm, status
+from launch.cancel import cancel
+from launch.profile import Profile, load_profile
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
 console = Console()
 errors = Console(stderr=True)
 
 EXIT_INPUT = 2
+RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="the run's folder")]
 
 
 @app.command()
 def run(
     recipe: Annotated[Path, typer.Argument(help="the YAML file of the recipe")],
     overrides: Annotated[list[str] | None, typer.Argument(metavar="[key=value]...", help="over the recipe")] = None,
-    on: Annotated[str, typer.Option(help="where: local (this machine)")] = "local",
+    on: Annotated[
+        str, typer.Option(help="where: local (this machine) or a profile of a SLURM cluster (slurm/PROFILE.yaml)")
+    ] = "local",
     dry_run: Annotated[bool, typer.Option("--dry-run", help="show what would run, and stop")] = False,
     processes: Annotated[
         int | None, typer.Option(min=1, help="processes of a training stage (default: all GPUs, else 2 on the CPU)")
@@ -42,8 +47,8 @@ def run(
 ) -> None:
     """Run what is missing of a recipe, in order, and end with the report."""
     with _explained():
-        if on != "local":
-            raise InputError(f"--on: {on!r} given, expected 'local'. Leave it out to run on this machine.")
+        profile_file = None if on == "local" else _profile_file(on)
+        profile = _profile(profile_file, processes, time_limit, grace) if profile_file else None
         loaded = load_recipe(recipe, overrides)
         check_recipe(loaded)
         split_files(loaded.corpus)
@@ -51,19 +56,78 @@ def run(
         if dry_run:
             planned = Run(loaded, runs / loaded.name)
             check_unchanged(planned)
-            overview.show(planned, world, console)
+            here = overview.this_machine(world)
+            place = overview.cluster(planned, profile, profile_file) if profile and profile_file else here
+            overview.show(planned, place, console)
             return
-        code = local.run_graph(open_run(loaded, runs), world, console, time_limit, grace)
+        opened = open_run(loaded, runs)
+        if profile:
+            code = slurm.submit(opened, profile, console)
+        else:
+            code = local.run_graph(opened, world, console, time_limit, grace)
     sys.exit(code)
 
 
 @app.command(name="status")
-def show_status(run_folder: Annotated[Path, typer.Argument(metavar="RUN", help="the run's folder")]) -> None:
-    """The table of a run: stage, state, progress, speed, time left, log to open."""
+def show_status(
+    run_folder: RunFolder,
+    watch: Annotated[
+        bool, typer.Option("--watch", help="show it again and again until nothing moves any more")
+    ] = False,
+) -> None:
+    """The table of a run: stage, state, progress, speed, time left, restarts, log to open."""
     with _explained():
-        if not (run_folder / "recipe.yaml").is_file():
-            raise InputError(f"{run_folder} is no run: it has no recipe.yaml. Give the folder of a run (runs/NAME).")
-        console.print(status.table(Run(load_recipe(run_folder / "recipe.yaml"), run_folder)))
+        found = _run_in(run_folder)
+        if watch:
+            status.watch(found, console)
+        else:
+            console.print(status.table(found, *status.read(found)), soft_wrap=True)
+
+
+@app.command(name="cancel")
+def cancel_run(run_folder: RunFolder) -> None:
+    """End all jobs of a run, and only those: on SLURM, and of a launcher on this machine."""
+    with _explained():
+        sys.exit(cancel(_run_in(run_folder), console))
+
+
+@app.command()
+def logs(
+    run_folder: RunFolder,
+    stage: Annotated[str, typer.Argument(help="as `status` names it")],
+    shard: Annotated[int | None, typer.Option(min=0, help="of an array of shards; by default the newest log")] = None,
+    lines: Annotated[int, typer.Option("--lines", "-n", min=1, help="how many, from the end")] = 50,
+) -> None:
+    """Show the end of a stage's log."""
+    with _explained():
+        name, text = status.end_of_log(_run_in(run_folder), stage, shard, lines)
+        errors.print(name, style="bold", markup=False, highlight=False, soft_wrap=True)
+        print(text)
+
+
+def _run_in(folder: Path) -> Run:
+    if not (folder / "recipe.yaml").is_file():
+        raise InputError(f"{folder} is no run: it has no recipe.yaml. Give the folder of a run (runs/NAME).")
+    return Run(load_recipe(folder / "recipe.yaml"), folder)
+
+
+def _profile_file(on: str) -> Path:
+    """A path, or `slurm/NAME.yaml` for slurm/profiles/NAME.yaml."""
+    given = Path(on)
+    short = given.parent / "profiles" / given.name
+    if not given.is_file() and not short.is_file():
+        known = sorted(str(file) for file in Path("slurm/profiles").glob("*.yaml"))
+        raise InputError(
+            f"--on: {on!r} given, expected 'local' or the file of a profile"
+            + (f", for example {', '.join(known)}." if known else " (see slurm/profiles).")
+        )
+    return given if given.is_file() else short
+
+
+def _profile(file: Path, *of_this_machine: float | None) -> Profile:
+    if any(option is not None for option in of_this_machine):
+        raise InputError(f"--processes, --time-limit and --grace are for this machine; {file} says it for SLURM.")
+    return load_profile(file)
 
 
 @app.command()

@@ -25,6 +25,7 @@ from distill.preemption import END_VARIABLE, GRACE_VARIABLE, SIGNALS, StopFlag, 
 from distill.run import Run
 from distill.stages import Stage, stages
 from launch.lock import LockLostError, RunLock
+from launch.slurm import refuse_queued
 from launch.state import EXIT_STOPPED, GraphState
 from launch.status import progress
 
@@ -86,6 +87,7 @@ def run_graph(
     if grace_seconds is not None:
         os.environ[GRACE_VARIABLE] = str(grace_seconds)
     with RunLock(run.logs) as lock:
+        refuse_queued(run)
         state = GraphState(run.logs)
         state.wait_for_orphans(stop)
         for stage in graph:

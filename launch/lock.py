@@ -134,6 +134,13 @@ class RunLock:
                 log.warning("the lock %s could not be renewed (%s); trying again", self._file, error)
 
 
+def holder_of(logs: Path) -> dict[str, Any] | None:
+    """The living launcher that has a run; None where there is none."""
+    lock = RunLock(logs)
+    holder = lock._holder()
+    return holder if holder and lock._is_alive(holder) else None
+
+
 def _process_start(process: int) -> str | None:
     """When a process of this machine began (a number that no other process of its id has); None where there is none."""
     try:

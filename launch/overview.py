@@ -1,6 +1,9 @@
 """The dry run: stages, commands, batch arithmetic, steps, estimated memory. Nothing is started, no torch."""
 
 import shlex
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
 
 from rich.console import Console
 
@@ -14,35 +17,70 @@ from distill.run import LabelSet, Member, Run
 from distill.sections import Generation, Train
 from distill.stages import Stage, stages
 from launch.local import Processes, command, count_of
+from launch.profile import Profile
+from launch.slurm import Submission, sbatch_parameters
 
 
-def show(run: Run, processes: Processes, console: Console) -> None:
+@dataclass(frozen=True)
+class Place:
+    """Where a run would run: in words, and for each stage its processes and what there is to say about them."""
+
+    title: str
+    processes: Callable[[Stage], int]
+    describe: Callable[[Stage], str]
+
+
+def this_machine(processes: Processes) -> Place:
+    many = f"{processes.count} {processes.device} process{'es' if processes.count > 1 else ''}"
+
+    def describe(stage: Stage) -> str:
+        count = count_of(stage, processes)
+        together = "workers, which share the shards out" if stage.kind == "workers" else "processes in one group"
+        return f"({count} {together})" if count > 1 else ""
+
+    return Place(f"on this machine, training on {many}", lambda stage: count_of(stage, processes), describe)
+
+
+def cluster(run: Run, profile: Profile, file: Path) -> Place:
+    def describe(stage: Stage) -> str:
+        shards = tuple(shard.number for shard in stage.shards if not shard.is_complete()) or None
+        parameters = sbatch_parameters(run, Submission(stage, profile.of(stage), shards), "", [])
+        parameters |= parameters.pop("additional_parameters")
+        shown = ("partition", "nodes", "ntasks_per_node", "gpus_per_node", "cpus_per_task", "mem", "time", "qos")
+        asked = ", ".join(f"{key} {parameters[key]}" for key in shown if key in parameters)
+        array = f"an array of {len(shards)}, {parameters['array_parallelism']} at a time; " if shards else ""
+        return f"\n    {array}{asked}"
+
+    def processes(stage: Stage) -> int:
+        return profile.of(stage).nodes * profile.of(stage).processes
+
+    return Place(f"by SLURM as {file} says", processes, describe)
+
+
+def show(run: Run, place: Place, console: Console) -> None:
     graph = stages(run)
-    where = f"{processes.count} {processes.device} process{'es' if processes.count > 1 else ''}"
-    console.print(f"{run.folder}: {len(graph)} stages on this machine, training on {where}", highlight=False)
+    console.print(f"{run.folder}: {len(graph)} stages {place.title}", highlight=False, markup=False, soft_wrap=True)
     for number, stage in enumerate(graph, start=1):
         state = "complete" if stage.is_complete() else f"after {', '.join(stage.needs) or 'nothing'}"
         console.print(f"\n[{number}/{len(graph)}] {stage.name} ({state})", markup=False, highlight=False)
-        line, count = shlex.join(command(run, stage)), count_of(stage, processes)
-        together = "workers, which share the shards out" if stage.kind == "workers" else "processes in one group"
-        line += f"  ({count} {together})" if count > 1 else ""
+        line = f"{shlex.join(command(run, stage))}  {place.describe(stage)}".rstrip()
         console.print(f"    {line}", markup=False, highlight=False, soft_wrap=True)
-        for text in _arithmetic(run, stage, processes):
+        for text in _arithmetic(run, stage, place.processes(stage)):
             console.print(f"    {text}", markup=False, highlight=False, soft_wrap=True)
 
 
-def _arithmetic(run: Run, stage: Stage, processes: Processes) -> list[str]:
+def _arithmetic(run: Run, stage: Stage, processes: int) -> list[str]:
     if stage.job == "label" and isinstance(stage.subject, LabelSet):
         return [_labels(run, stage.subject)]
     train = run.train_settings(stage.member) if stage.member else None
     if stage.job != "train" or train is None or stage.member is None:
         return []
-    lines = [_batch(train, processes.count), _steps(train, _training_examples(run, stage.member))]
+    lines = [_batch(train, processes), _steps(train, _training_examples(run, stage.member))]
     shape = _shape(run, stage.member)
     if shape is None:
         lines.append("memory: known once the teacher is on this machine (a hub name was given)")
     else:
-        memory = plan.training_memory_gb(shape, train, processes.count)
+        memory = plan.training_memory_gb(shape, train, processes)
         lines.append(
             f"{shape.encoder_layers}-{shape.decoder_layers} layers, about {shape.parameters() / 1e6:.1f} M parameters "
             f"({plan.trainable_parameters(shape, train) / 1e6:.1f} M trained); ZeRO {train.zero_stage}, "
@@ -51,7 +89,7 @@ def _arithmetic(run: Run, stage: Stage, processes: Processes) -> list[str]:
     settings = run.settings(stage.member)
     if isinstance(settings, Student) and settings.train_on != {GOLD: 1.0}:
         lines.append(f"reads {sources(settings.train_on)}")
-    return lines + _objective(run, stage.member, processes.count)
+    return lines + _objective(run, stage.member, processes)
 
 
 def _objective(run: Run, member: Member, processes: int) -> list[str]:

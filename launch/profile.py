@@ -14,6 +14,8 @@ JobName = Literal[
     "prepare", "teacher", "cache", "convert", "label", "merge", "shrink", "train", "evaluate", "benchmark", "report"
 ]
 Text = Annotated[str, StringConstraints(min_length=1, max_length=1000, pattern=r"^[^\n\r\x00]*$")]
+Variable = Annotated[str, StringConstraints(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
+Option = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z-]*$")]
 NotNegative = Annotated[int, BeforeValidator(no_bool), Field(ge=0)]
 ON_A_GPU: tuple[JobName, ...] = ("cache", "convert", "label", "train", "evaluate", "benchmark")
 
@@ -42,10 +44,10 @@ class Resources(Section):
     """From the signal of a preemption to the kill (the partition's GraceTime), where known."""
     array_throttle: Positive | None = None
     """Most shards at one time; all where it is left out."""
-    setup: list[Text] = []
+    setup: list[Text] = Field(default_factory=list)
     """Lines of shell before the job: modules, a virtual environment."""
-    environment: dict[Annotated[str, StringConstraints(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")], str] = {}
-    options: dict[Annotated[str, StringConstraints(pattern=r"^[a-z][a-z-]*$")], Text | int | bool] = {}
+    environment: dict[Variable, str] = Field(default_factory=dict)
+    options: dict[Option, Text | int | bool] = Field(default_factory=dict)
     """Any other option of sbatch, without its dashes: `{reservation: night, exclude: "n[1-3]"}`."""
 
     @property
@@ -61,7 +63,7 @@ class Profile(Resources):
     """How often a stage may be stopped by preemption or its time limit before it counts as failed."""
     max_retries: NotNegative = 2
     """How often a stage may fail for another reason and be tried again; wrong input (exit code 2) never is."""
-    stages: dict[JobName, Resources] = {}
+    stages: dict[JobName, Resources] = Field(default_factory=dict)
     """By job, over what stands above."""
 
     def of(self, stage: Stage) -> Resources:

@@ -18,7 +18,6 @@ class GraphState:
     """The state file of a run's graph; one launcher writes it."""
 
     def __init__(self, logs: Path) -> None:
-        logs.mkdir(parents=True, exist_ok=True)
         self._file = logs / "graph.json"
         self.stages: dict[str, dict[str, Any]] = read_json(self._file) if self._file.exists() else {}
 
@@ -26,6 +25,17 @@ class GraphState:
         began = {"started": time.time(), "command": command, "host": socket.gethostname(), "processes": processes}
         self.stages[stage] = {"state": "running", **began}
         write_json(self._file, self.stages)
+
+    def submitted(self, stage: str, job: str, shards: tuple[int, ...] | None, submission: str) -> None:
+        """`job` of SLURM, an array where it makes `shards`: its task i makes shards[i]."""
+        jobs = [*self.jobs(stage), {"job": job, "shards": shards, "submission": submission}]
+        self.stages[stage] = {"state": "submitted", "submitted": time.time(), "jobs": jobs}
+        write_json(self._file, self.stages)
+
+    def jobs(self, stage: str) -> list[dict[str, Any]]:
+        """SLURM's jobs of a stage, the newest last."""
+        jobs: list[dict[str, Any]] = self.stages.get(stage, {}).get("jobs", [])
+        return jobs
 
     def ended(self, stage: str, exit_code: int) -> None:
         state = {0: "done", EXIT_STOPPED: "stopped"}.get(exit_code, "failed")

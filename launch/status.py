@@ -1,16 +1,27 @@
-"""How far a run is, read from its files: the table of `python -m launch status` and the launcher's progress line."""
+"""How far a run is, read from its files and SLURM's queue: the table of `python -m launch status`."""
 
+import time
+from collections import Counter, deque
 from dataclasses import dataclass
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 from rich.box import SIMPLE_HEAD
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
 from rich.table import Table
 
-from distill.files import read_json, read_jsonl
+from distill.errors import InputError
+from distill.files import read_jsonl
 from distill.run import Run
-from distill.stages import Stage, stages
-from launch.state import stage_state
+from distill.stages import Stage, shard_name, stages
+from launch.queue import QueuedJob, ended_jobs, has_slurm
+from launch.slurm import RunQueue
+from launch.state import EXIT_STOPPED, GraphState, stage_state
+from launch.task import attempts_file
+
+WATCH_SECONDS = 3.0
 
 
 @dataclass(frozen=True)
@@ -58,15 +69,143 @@ def progress(stage: Stage) -> Progress:
     )
 
 
-def table(run: Run) -> Table:
-    graph_file = run.logs / "graph.json"
-    known: dict[str, dict[str, Any]] = read_json(graph_file) if graph_file.exists() else {}
-    shown = Table(title=f"{run.folder} (log to open: {run.logs}/STAGE.log)", title_justify="left", box=SIMPLE_HEAD)
-    for column in ("stage", "state", "done", "tokens/s", "time left"):
+def watch(run: Run, console: Console) -> None:
+    """Show the table again and again, until nothing is running or waiting to run, or Ctrl-C."""
+    with Live(console=console, auto_refresh=False) as live:
+        while True:
+            rows, note = read(run)
+            live.update(table(run, rows, note), refresh=True)
+            if not any(row.state in ("running", "waiting", "preempted") for row in rows if row.is_begun):
+                return
+            time.sleep(WATCH_SECONDS)
+
+
+@dataclass(frozen=True)
+class Row:
+    """A stage as the table shows it."""
+
+    stage: Stage
+    state: str  # waiting, running, preempted, stopped, failed, cancelled, done
+    detail: str
+    progress: Progress
+    restarts: int
+    log: Path | None
+    is_begun: bool
+    """Submitted or running: it moves by itself."""
+
+
+def read(run: Run) -> tuple[list[Row], str]:
+    """(the rows, a note where SLURM could not be asked)"""
+    state, queue, note = GraphState(run.logs), None, ""
+    if any("jobs" in entry for entry in state.stages.values()):
+        try:
+            queue = RunQueue(run, state) if has_slurm() else None
+            note = "" if queue else "squeue is not on this machine: only the files were looked at"
+        except InputError as error:
+            note = f"{error} Only the files were looked at."
+    return [_row(run, stage, state, queue) for stage in stages(run)], note
+
+
+def table(run: Run, rows: list[Row], note: str = "") -> RenderableType:
+    shown = Table(title=f"{run.folder} (logs: {run.logs})", title_justify="left", box=SIMPLE_HEAD)
+    for column in ("stage", "state", "done", "tokens/s", "time left", "restarts", "log to open"):
         shown.add_column(column, no_wrap=True)
-    for stage in stages(run):
-        state = stage_state(known, stage.name, stage.is_complete())
-        far = progress(stage)
-        left = far.left() if state == "running" else ""
-        shown.add_row(stage.name, state, far.done(), far.speed().removesuffix(" tokens/s"), left)
-    return shown
+    for row in rows:
+        far = row.progress
+        shown.add_row(
+            row.stage.name,
+            f"{row.state} {row.detail}".strip(),
+            far.done(),
+            far.speed().removesuffix(" tokens/s"),
+            far.left() if row.state == "running" else "",
+            str(row.restarts or ""),
+            row.log.name if row.log else "",
+        )
+    return Group(shown, note) if note else shown
+
+
+def _row(run: Run, stage: Stage, state: GraphState, queue: RunQueue | None) -> Row:
+    jobs = queue.jobs(stage.name) if queue else []
+    attempts = _attempts(run, stage, state)
+    begun = bool(jobs)
+    if stage.is_complete():
+        what, detail = "done", ""
+    elif state.jobs(stage.name):
+        what, detail = _state_on_slurm(stage, state, jobs, attempts, queue is not None)
+    else:
+        what, detail = stage_state(state.stages, stage.name, False), ""
+        begun = what == "running"
+    restarts = sum(sum(row["event"] == "start" for row in rows) - 1 for rows in attempts.values() if rows)
+    return Row(stage, what, detail, progress(stage), restarts, _log(run, stage, what, attempts), begun)
+
+
+def _state_on_slurm(
+    stage: Stage, state: GraphState, jobs: list[QueuedJob], attempts: dict[str, list[dict[str, Any]]], asked: bool
+) -> tuple[str, str]:
+    """(state, what there is to say about it) of a stage that was submitted and is not complete."""
+    active = Counter(job.state for job in jobs if job.is_active)
+    if active:
+        running = active.total() - active["PENDING"]
+        counts = f"({running} of {active.total()})" if stage.kind == "workers" else ""
+        if running:
+            return "running", counts
+        restarted = any(
+            rows[-1]["event"] == "end" and rows[-1]["code"] == EXIT_STOPPED for rows in attempts.values() if rows
+        )
+        return ("preempted" if restarted else "waiting"), _reason(jobs)
+    newest = state.jobs(stage.name)[-1]["job"]
+    codes = [int(rows[-1]["code"]) for rows in attempts.values() if rows and rows[-1].get("code")]
+    if codes:
+        return ("stopped" if set(codes) == {EXIT_STOPPED} else "failed"), f"(exit code {max(codes)})"
+    if not asked:
+        return "waiting", "(as far as the files tell)"
+    ended = {job.state for job in jobs} | set(ended_jobs([newest]).values())
+    if ended & {"CANCELLED"} or any(job.is_stuck for job in jobs):
+        return "cancelled", "" if attempts else "(what it needs failed, or by hand)"
+    return "failed", f"({', '.join(sorted(ended)).lower() or 'no longer in the queue'})"
+
+
+def _reason(jobs: list[QueuedJob]) -> str:
+    reasons = {job.reason for job in jobs if job.is_active} - {"None", "Dependency", ""}
+    return f"({', '.join(sorted(reasons))})" if reasons else ""
+
+
+def _attempts(run: Run, stage: Stage, state: GraphState) -> dict[str, list[dict[str, Any]]]:
+    """What the jobs of the newest submissions recorded, by stage or shard."""
+    if not state.jobs(stage.name):
+        return {}
+    submissions = {entry["submission"] for entry in state.jobs(stage.name)}
+    folder = attempts_file(run.logs, stage.name).parent
+    files = [*folder.glob(f"{stage.name}.jsonl"), *folder.glob(f"{stage.name}.shard-*.jsonl")]
+    return {file.stem: [row for row in read_jsonl(file) if row["submission"] in submissions] for file in sorted(files)}
+
+
+def _log(run: Run, stage: Stage, state: str, attempts: dict[str, list[dict[str, Any]]]) -> Path | None:
+    """The log that says most: of a shard that failed, else the newest."""
+    if state in ("waiting", "done", "cancelled"):
+        return None
+    failed = [name for name, rows in attempts.items() if rows and rows[-1].get("code") not in (None, 0, EXIT_STOPPED)]
+    if failed:
+        return run.logs / f"{failed[0]}.log"
+    logs = logs_of(run, stage.name)
+    return max(logs, key=lambda file: file.stat().st_mtime) if logs else None
+
+
+def logs_of(run: Run, stage: str) -> list[Path]:
+    """The logs of a stage: one, or one for every shard."""
+    return sorted([*run.logs.glob(f"{stage}.log"), *run.logs.glob(f"{stage}.shard-?????.log")])
+
+
+def end_of_log(run: Run, stage: str, shard: int | None, lines: int) -> tuple[str, str]:
+    """(the file, its last lines). InputError where there is no such stage, or no log of it yet."""
+    names = [known.name for known in stages(run)]
+    if stage not in names:
+        raise InputError(f"{stage!r} is no stage of this run; expected one of {', '.join(names)}.")
+    found = logs_of(run, stage)
+    if shard is not None:
+        found = [file for file in found if file.stem == shard_name(stage, shard)]
+    if not found:
+        raise InputError(f"{stage if shard is None else shard_name(stage, shard)} has no log in {run.logs} yet.")
+    newest = max(found, key=lambda file: file.stat().st_mtime)
+    with newest.open(encoding="utf-8", errors="replace") as file:
+        return str(newest), "".join(deque(file, lines)).rstrip("\n")

@@ -1,0 +1,92 @@
+"""What SLURM says about jobs: squeue, and sacct where the cluster keeps accounts. Nothing of submitit, no torch."""
+
+import getpass
+import shutil
+import subprocess
+from dataclasses import dataclass
+
+from distill.errors import InputError
+
+ANSWER_SECONDS = 30.0
+IDS_AT_ONCE = 500  # of one command line
+ENDED = ("BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED", "NODE_FAIL", "OUT_OF_MEMORY", "TIMEOUT")
+"""States that a job of `squeue --states=all` keeps. A preempted one that is requeued is PENDING again."""
+NEVER = "DependencyNeverSatisfied"
+
+
+@dataclass(frozen=True)
+class QueuedJob:
+    """One job, or one task of an array."""
+
+    id: str  # "17", or "17_3" for a task of an array
+    name: str
+    state: str
+    reason: str = ""
+
+    @property
+    def is_active(self) -> bool:
+        """True where it runs, or may still run."""
+        return self.state not in ENDED and self.reason != NEVER
+
+    @property
+    def is_stuck(self) -> bool:
+        """True where it waits for a job that has failed."""
+        return self.state == "PENDING" and self.reason == NEVER
+
+
+def ask(*command: str) -> subprocess.CompletedProcess[str]:
+    """Run one of SLURM's commands; one that takes too long has failed.
+
+    In a session of its own: inside a job, a signal to the job's processes must not end it half way.
+    """
+    try:
+        return subprocess.run(
+            command, capture_output=True, text=True, check=False, timeout=ANSWER_SECONDS, start_new_session=True
+        )
+    except subprocess.TimeoutExpired:
+        return subprocess.CompletedProcess(command, 1, "", f"no answer within {ANSWER_SECONDS:.0f} s")
+
+
+def has_slurm() -> bool:
+    return shutil.which("squeue") is not None
+
+
+def queued_jobs() -> list[QueuedJob]:
+    """All jobs of this user that SLURM still knows, tasks of arrays one by one. InputError where it does not answer."""
+    if not has_slurm():
+        raise InputError("squeue was not found, expected the commands of SLURM here. Use a login node of the cluster.")
+    user = f"--user={getpass.getuser()}"
+    asked = ask("squeue", "--noheader", "--array", "--states=all", user, "--format=%i|%T|%r|%j")
+    if asked.returncode:
+        raise InputError(f"SLURM does not answer: {asked.stderr.strip()}. Try again when it does.")
+    return [_parse(line) for line in asked.stdout.splitlines()]
+
+
+def _parse(line: str) -> QueuedJob:
+    job, state, reason, name = line.split("|", 3)
+    return QueuedJob(job, name, state.split()[0], reason)
+
+
+def scancel(jobs: list[str]) -> None:
+    """Ask SLURM to end jobs; those that have ended already do not matter."""
+    for first in range(0, len(jobs), IDS_AT_ONCE):
+        ask("scancel", *jobs[first : first + IDS_AT_ONCE])
+
+
+def ended_jobs(ids: list[str]) -> dict[str, str]:
+    """How jobs ended, by id, from the accounts; empty where the cluster keeps none."""
+    if not ids or shutil.which("sacct") is None:
+        return {}
+    asked = ask(
+        "sacct", "--noheader", "--parsable2", "--allocations", "--format=JobID,State", "--jobs=" + ",".join(ids)
+    )
+    pairs = [line.split("|", 1) for line in asked.stdout.splitlines()] if asked.returncode == 0 else []
+    return {job: state.split()[0] for job, state in pairs}
+
+
+def is_running(job: str) -> bool | None:
+    """Whether a job goes on: not while it completes, for a job that was cancelled does. None where SLURM does not answer."""
+    asked = ask("scontrol", "show", "job", "--oneliner", job)
+    if asked.returncode:
+        return None
+    return " JobState=RUNNING " in asked.stdout

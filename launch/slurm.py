@@ -1,0 +1,259 @@
+"""On a SLURM cluster: submits all missing stages of a run at once, each after what it needs, and returns."""
+
+import contextlib
+import hashlib
+import os
+import secrets
+import shlex
+import shutil
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from distill.errors import InputError
+from distill.run import Run
+from distill.stages import Stage, shard_name, stages
+from launch.lock import RunLock
+from launch.profile import Profile, Resources
+from launch.queue import QueuedJob, queued_jobs, scancel
+from launch.state import GraphState
+from launch.task import Task, cancelled_file
+
+ROOT = Path(__file__).parent.parent
+MAX_ARRAY = 1000  # SLURM's own default limit is 1,001
+PACKAGES = ("distill", "jobs", "launch")
+
+
+@dataclass(frozen=True)
+class Submission:
+    """A stage as one SLURM job, or as an array of the shards that are missing."""
+
+    stage: Stage
+    resources: Resources
+    shards: tuple[int, ...] | None = None
+
+
+def submit(run: Run, profile: Profile, console: Console) -> int:
+    """Submit what is neither complete nor queued; 0. InputError where everything is queued already, or SLURM refuses."""
+    graph = stages(run)
+    if all(stage.is_complete() for stage in graph):
+        console.print(f"nothing to do: {run.folder} is complete, see {run.report / 'report.md'}", soft_wrap=True)
+        return 0
+    with RunLock(run.logs):
+        state = GraphState(run.logs)
+        queue = RunQueue(run, state)
+        queue.cancel_stuck()
+        missing = [submission for stage in graph for submission in _missing(stage, profile, queue)]
+        if not missing:
+            raise InputError(
+                f"{run.folder} is being run by SLURM: job(s) {', '.join(queue.active_ids())}. Nothing is missing or failed; "
+                f"watch it with `python -m launch status {shlex.quote(str(run.folder))} --watch`, or cancel it."
+            )
+        cancelled_file(run.logs).unlink(missing_ok=True)
+        Submitter(run, profile, state, queue, console).submit(missing)
+    console.print(f"watch it: python -m launch status {shlex.quote(str(run.folder))} --watch", soft_wrap=True)
+    return 0
+
+
+def refuse_queued(run: Run) -> None:
+    """InputError where SLURM has jobs of this run, which must not be run here as well."""
+    if not any("jobs" in entry for entry in GraphState(run.logs).stages.values()) or shutil.which("squeue") is None:
+        return
+    active = RunQueue(run, GraphState(run.logs)).active_ids()
+    if active:
+        raise InputError(
+            f"{run.folder} is being run by SLURM: job(s) {', '.join(active)}. Wait for them, or cancel them: "
+            f"python -m launch cancel {shlex.quote(str(run.folder))}"
+        )
+
+
+def _missing(stage: Stage, profile: Profile, queue: "RunQueue") -> Iterator[Submission]:
+    """What must be submitted for a stage: nothing where it is complete or queued; of shards those that are neither."""
+    if stage.is_complete():
+        return
+    if stage.kind != "workers":
+        if not queue.active(stage):
+            yield Submission(stage, profile.of(stage))
+        return
+    queued = queue.active_shards(stage)
+    numbers = [shard.number for shard in stage.shards if shard.number not in queued and not shard.is_complete()]
+    for first in range(0, len(numbers), MAX_ARRAY):
+        yield Submission(stage, profile.of(stage), tuple(numbers[first : first + MAX_ARRAY]))
+
+
+def run_id(run: Run) -> str:
+    """Tells this run from others of the same name, in the names of its jobs: SLURM's numbers may begin again."""
+    return hashlib.sha256(str(run.folder.resolve()).encode()).hexdigest()[:8]
+
+
+def job_name(run: Run, stage: str) -> str:
+    return f"{run.recipe.name}.{stage}.{run_id(run)}"
+
+
+class RunQueue:
+    """Those jobs in SLURM's queue that belong to a run, by their names."""
+
+    def __init__(self, run: Run, state: GraphState) -> None:
+        prefix, suffix = f"{run.recipe.name}.", f".{run_id(run)}"
+        self._jobs: dict[str, list[QueuedJob]] = {}
+        for job in queued_jobs():
+            if job.name.startswith(prefix) and job.name.endswith(suffix):
+                self._jobs.setdefault(job.name.removeprefix(prefix).removesuffix(suffix), []).append(job)
+        self._state = state
+
+    def jobs(self, stage: str) -> list[QueuedJob]:
+        return self._jobs.get(stage, [])
+
+    def all_jobs(self) -> list[QueuedJob]:
+        return [job for jobs in self._jobs.values() for job in jobs]
+
+    def active(self, stage: Stage) -> list[QueuedJob]:
+        return [job for job in self.jobs(stage.name) if job.is_active]
+
+    def active_ids(self) -> list[str]:
+        """Of whole arrays, without repetition."""
+        return list(dict.fromkeys(job.id.split("_")[0] for job in self.all_jobs() if job.is_active))
+
+    def active_shards(self, stage: Stage) -> set[int]:
+        """The shards that queued tasks make."""
+        return {shard for job in self.active(stage) for shard in self._shards_of(stage, job)}
+
+    def _shards_of(self, stage: Stage, job: QueuedJob) -> list[int]:
+        array, _, index = job.id.partition("_")
+        known = {entry["job"]: entry["shards"] for entry in self._state.jobs(stage.name)}
+        if array not in known:  # killed between the submission and its record
+            return [shard.number for shard in stage.shards]
+        return [known[array][int(index or 0)]]
+
+    def cancel_stuck(self) -> None:
+        """End the jobs that wait for one that has failed; they would wait for ever."""
+        scancel([job.id for job in self.all_jobs() if job.is_stuck])
+
+
+class Submitter:
+    """Submits stages in order, so that each finds the jobs of those that it needs."""
+
+    def __init__(self, run: Run, profile: Profile, state: GraphState, queue: RunQueue, console: Console) -> None:
+        self._run, self._profile, self._state, self._queue, self._console = run, profile, state, queue, console
+        self._token = secrets.token_hex(4)
+        self._folder = run.logs.resolve() / "slurm" / self._token
+        self._submitted: dict[str, list[str]] = {}
+
+    def submit(self, missing: list[Submission]) -> None:
+        """InputError where sbatch refuses; what was submitted before stays, and the same command submits the rest."""
+        _snapshot(self._folder / "code")
+        for submission in missing:
+            name, after = submission.stage.name, self._dependency(submission.stage)
+            try:
+                job = self._sbatch(submission, after)
+            except Exception as error:  # submitit raises several kinds, each with sbatch's own words
+                raise InputError(
+                    f"SLURM did not take {name}: {str(error).strip()}\nMend the profile; the same command then submits "
+                    "this and what follows, and leaves alone what is queued."
+                ) from error
+            self._submitted.setdefault(name, []).append(job)
+            self._state.submitted(name, job, submission.shards, self._token)
+            shards = "" if submission.shards is None else f", {len(submission.shards)} shard(s)"
+            self._console.print(f"{name}: job {job}{shards}{f', {after}' if after else ''}", highlight=False)
+
+    def _dependency(self, stage: Stage) -> str:
+        """SLURM's words for: after the jobs of the stages that this one needs and that are not complete."""
+        terms = []
+        for need in (needed for needed in stages(self._run) if needed.name in stage.needs and not needed.is_complete()):
+            terms += [f"afterok:{job}" for job in self._submitted.get(need.name, [])]
+            queued = {job.id.split("_")[0] for job in self._queue.active(need)}
+            # An array that has lost a task never ends well; the merge looks itself whether every shard is there.
+            word = "afterany" if need.kind == "workers" else "afterok"
+            terms += [f"{word}:{job}" for job in sorted(queued)]
+        return ",".join(terms)
+
+    def _sbatch(self, submission: Submission, after: str) -> str:
+        from submitit import SlurmExecutor
+
+        executor = SlurmExecutor(self._folder)
+        executor.update_parameters(**self._parameters(submission, after))
+        tasks = [self.task(submission, shard) for shard in submission.shards or (None,)]
+        with _outside_of_a_job(), executor.batch():
+            jobs = [executor.submit(task) for task in tasks]
+        return str(jobs[0].job_id).partition("_")[0]
+
+    def _parameters(self, submission: Submission, after: str) -> dict[str, Any]:
+        return sbatch_parameters(self._run, submission, after, setup=self._setup(submission.resources))
+
+    def _setup(self, resources: Resources) -> list[str]:
+        """The user's lines, then the code as it was at the submission, whatever lies in the folder or is installed."""
+        path = shlex.quote(str(self._folder / "code"))
+        return [*resources.setup, f"export PYTHONSAFEPATH=1 PYTHONPATH={path}${{PYTHONPATH:+:$PYTHONPATH}}"]
+
+    def task(self, submission: Submission, shard: int | None) -> Task:
+        stage, resources = submission.stage, submission.resources
+        recipe, runs = self._run.recipe_file.resolve(), self._run.folder.parent.resolve()
+        line = [sys.executable, "-m", f"jobs.{stage.job}", str(recipe), *stage.arguments, "--runs", str(runs)]
+        threads = {"OMP_NUM_THREADS": str(resources.cpus_per_process)}
+        return Task(
+            name=stage.name if shard is None else shard_name(stage.name, shard),
+            submission=self._token,
+            command=tuple(line if shard is None else [*line, "--shard", str(shard)]),
+            folder=self._run.logs.resolve(),
+            nodes=resources.nodes,
+            processes_per_node=resources.processes,
+            cpus_per_process=resources.cpus_per_process,
+            environment=threads | resources.environment,
+            grace_seconds=resources.grace_seconds,
+            max_requeues=self._profile.max_requeues,
+            max_retries=self._profile.max_retries,
+        )
+
+
+def sbatch_parameters(run: Run, submission: Submission, after: str, setup: list[str]) -> dict[str, Any]:
+    """What submitit hands to sbatch. Nothing of a user's goes into a line of shell but the profile's own setup."""
+    asked = submission.resources
+    memory = asked.memory_gb_per_process
+    parameters = {
+        "job_name": job_name(run, submission.stage.name),
+        "partition": asked.partition,
+        "account": asked.account,
+        "qos": asked.qos,
+        "constraint": asked.constraint,
+        "time": asked.time_limit_min,
+        "nodes": asked.nodes,
+        "ntasks_per_node": asked.processes,
+        "cpus_per_task": asked.cpus_per_process,
+        "gpus_per_node": asked.gpus_per_node or None,
+        "mem": None if memory is None else f"{round(memory * asked.processes * 1024)}M",
+        "signal_delay_s": asked.signal_lead_seconds,
+        "dependency": after or None,
+        "array_parallelism": asked.array_throttle or len(submission.shards or ()) or None,
+        "setup": setup,
+        "stderr_to_stdout": True,
+        "use_srun": False,
+    }
+    always: dict[str, Any] = {"requeue": True, "chdir": str(Path.cwd())}
+    if after:
+        always["kill-on-invalid-dep"] = "yes"
+    given = {key: value for key, value in parameters.items() if value is not None}
+    return given | {"additional_parameters": always | asked.options}
+
+
+def _snapshot(folder: Path) -> None:
+    """The code as it is now: edits after the submission change nothing."""
+    for package in PACKAGES:
+        shutil.copytree(
+            ROOT / package, folder / package, ignore=lambda _, names: [n for n in names if n == "__pycache__"]
+        )
+
+
+@contextlib.contextmanager
+def _outside_of_a_job() -> Iterator[None]:
+    """Hide the variables of a job in which this runs: what is submitted would take them for its own."""
+    hidden = {k: v for k, v in os.environ.items() if k.startswith(("SLURM_", "SBATCH_", "SRUN_")) and k != "SLURM_CONF"}
+    for key in hidden:
+        del os.environ[key]
+    try:
+        yield
+    finally:
+        os.environ.update(hidden)

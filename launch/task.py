@@ -1,0 +1,162 @@
+"""What runs inside a SLURM job: a stage's command on all its processes, and what its end means for the job.
+
+submitit starts this on the first node; the processes are started from here by srun. So SLURM's signals go to the processes
+themselves, which agree, save and leave with 75, and the job is requeued when all have left. submitit's own handler would act
+as soon as rank 0 has the signal, and its count of time limits takes every preemption of a short job for one.
+"""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from distill.files import append_jsonl, read_jsonl
+from distill.preemption import END_VARIABLE, GRACE_VARIABLE, SIGNALS
+from launch.queue import ask, is_running
+from launch.state import EXIT_STOPPED
+
+EXIT_INPUT = 2
+PATIENCE_SECONDS = 120.0
+"""How long SLURM's controller may be away when a job wants to be requeued."""
+
+
+class StageFailedError(Exception):
+    """The stage failed, and is not tried again."""
+
+
+@dataclass(frozen=True)
+class Task:
+    """A stage, or one shard of it, as one SLURM job (or one task of an array)."""
+
+    name: str
+    submission: str
+    """Tells the attempts of one submission from those of earlier ones."""
+    command: tuple[str, ...]
+    folder: Path
+    """The run's folder of logs."""
+    nodes: int = 1
+    processes_per_node: int = 1
+    cpus_per_process: int = 1
+    environment: dict[str, str] = field(default_factory=dict)
+    grace_seconds: float | None = None
+    max_requeues: int = 0
+    max_retries: int = 0
+
+    @property
+    def log(self) -> Path:
+        return self.folder / f"{self.name}.log"
+
+    @property
+    def attempts(self) -> Path:
+        """A record of every start and every end, for the limits and for `launch status`."""
+        return attempts_file(self.folder, self.name)
+
+    def __call__(self) -> None:
+        """Return where the stage is done; StageFailedError where it failed for good; else leave the process."""
+        for (
+            number
+        ) in SIGNALS:  # in place of submitit's handlers: they are for the processes, which have them from SLURM
+            signal.signal(number, lambda *_: None)
+        self._record(event="start", restart=int(os.environ.get("SLURM_RESTART_COUNT") or 0), host=os.uname().nodename)
+        code = self._run()
+        self._record(event="end", code=code)
+        if code == 0:
+            return
+        reason = self._why_not_again(code)
+        if reason:
+            raise StageFailedError(f"{self.name} ended with exit code {code} {reason}; its log: {self.log}")
+        self._say(f"exit code {code}: requeueing job {job_id()}")
+        asked = ask("scontrol", "requeue", job_id())
+        if asked.returncode:
+            raise StageFailedError(
+                f"{self.name} ended with exit code {code}, and SLURM refuses to requeue it ({asked.stderr.strip()}); "
+                "submit again to continue"
+            )
+        sys.stdout.flush()
+        os._exit(code)
+
+    def _run(self) -> int:
+        """The exit code of srun: the highest of its processes', 128 + n where signal n ended one."""
+        command = [
+            "srun",
+            f"--nodes={self.nodes}",
+            f"--ntasks={self.nodes * self.processes_per_node}",
+            f"--ntasks-per-node={self.processes_per_node}",
+            f"--cpus-per-task={self.cpus_per_process}",  # srun does not take it from the job
+            "--kill-on-bad-exit=1",  # the others would wait for the one that is gone
+            *self.command,
+        ]
+        environment = os.environ | self.environment | self._limits()
+        with self.log.open("ab") as log:
+            self._say(" ".join(command))
+            code = subprocess.run(
+                command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment, check=False
+            ).returncode
+        return code if code >= 0 else 128 - code
+
+    def _limits(self) -> dict[str, str]:
+        """When SLURM kills the job, for its processes; older versions do not tell them."""
+        limits = {} if self.grace_seconds is None else {GRACE_VARIABLE: str(self.grace_seconds)}
+        left = seconds_left(ask("squeue", "--noheader", "--format=%L", f"--jobs={job_id()}").stdout)
+        return limits if left is None else limits | {END_VARIABLE: str(int(time.time() + left))}
+
+    def _why_not_again(self, code: int) -> str | None:
+        """Why a job that ended with this code is not requeued; None where it is."""
+        if code == EXIT_INPUT:
+            return "(wrong input)"
+        ends = [row["code"] for row in read_jsonl(self.attempts) if row["event"] == "end" and self._is_own(row)]
+        stops = ends.count(EXIT_STOPPED)
+        failures = len([code for code in ends if code not in (0, EXIT_STOPPED)])
+        if code == EXIT_STOPPED and stops > self.max_requeues:
+            return f"after {stops} stops (max_requeues: {self.max_requeues}); submit again to continue"
+        if code != EXIT_STOPPED and failures > self.max_retries:
+            return f"after {failures} failures (max_retries: {self.max_retries})"
+        if cancelled_file(self.folder).exists():
+            return "and the run was cancelled"
+        deadline = time.monotonic() + PATIENCE_SECONDS
+        while (goes_on := is_running(job_id())) is None and time.monotonic() < deadline:
+            time.sleep(2)
+        # A cancelled job that is requeued would come back; one that SLURM kills after a preemption comes back by itself.
+        return None if goes_on else "while SLURM was ending the job"
+
+    def _is_own(self, row: dict[str, Any]) -> bool:
+        return bool(row["submission"] == self.submission)
+
+    def _record(self, **values: Any) -> None:
+        self.attempts.parent.mkdir(parents=True, exist_ok=True)
+        row = {"submission": self.submission, "job": job_id(), "time": time.time(), **values}
+        append_jsonl(self.attempts, row)
+
+    def _say(self, text: str) -> None:
+        with self.log.open("a", encoding="utf-8") as log:
+            log.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} [SLURM job {job_id()}] {text}\n")
+
+
+def attempts_file(logs: Path, name: str) -> Path:
+    return logs / "slurm" / "attempts" / f"{name}.jsonl"
+
+
+def cancelled_file(logs: Path) -> Path:
+    """There while a run is cancelled: jobs that leave are not requeued."""
+    return logs / "slurm" / "cancelled"
+
+
+def job_id() -> str:
+    """Of this job; of a task of an array `17_3`, since the last task has the id of the whole array as well."""
+    if "SLURM_ARRAY_JOB_ID" in os.environ:
+        return f"{os.environ['SLURM_ARRAY_JOB_ID']}_{os.environ['SLURM_ARRAY_TASK_ID']}"
+    return os.environ["SLURM_JOB_ID"]
+
+
+def seconds_left(text: str) -> int | None:
+    """Of squeue's `[[days-]hours:]minutes:seconds`; None where the job has no limit."""
+    match = re.fullmatch(r"(?:(?:(\d+)-)?(\d+):)?(\d+):(\d+)", text.strip())
+    if match is None:
+        return None
+    days, hours, minutes, seconds = (int(part or 0) for part in match.groups())
+    return ((days * 24 + hours) * 60 + minutes) * 60 + seconds
