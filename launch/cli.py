@@ -19,7 +19,7 @@ from launch.cancel import cancel
 from launch.profile import Profile, load_profile
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
-console = Console()
+console = Console(width=None if sys.stdout.isatty() else 160)  # a file or a pipe has room
 errors = Console(stderr=True)
 
 EXIT_INPUT = 2

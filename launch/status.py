@@ -109,7 +109,7 @@ def read(run: Run) -> tuple[list[Row], str]:
 def table(run: Run, rows: list[Row], note: str = "") -> RenderableType:
     shown = Table(title=f"{run.folder} (logs: {run.logs})", title_justify="left", box=SIMPLE_HEAD)
     for column in ("stage", "state", "done", "tokens/s", "time left", "restarts", "log to open"):
-        shown.add_column(column, no_wrap=True)
+        shown.add_column(column, overflow="fold")
     for row in rows:
         far = row.progress
         shown.add_row(

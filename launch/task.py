@@ -6,12 +6,12 @@ as soon as rank 0 has the signal, and its count of time limits takes every preem
 """
 
 import os
-import re
 import signal
 import subprocess
 import sys
 import time
 from dataclasses import dataclass, field
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -102,8 +102,8 @@ class Task:
     def _limits(self) -> dict[str, str]:
         """When SLURM kills the job, for its processes; older versions do not tell them."""
         limits = {} if self.grace_seconds is None else {GRACE_VARIABLE: str(self.grace_seconds)}
-        left = seconds_left(ask("squeue", "--noheader", "--format=%L", f"--jobs={job_id()}").stdout)
-        return limits if left is None else limits | {END_VARIABLE: str(int(time.time() + left))}
+        end = _end_time(ask("squeue", "--noheader", "--format=%e", f"--jobs={job_id()}").stdout)
+        return limits if end is None else limits | {END_VARIABLE: str(int(end))}
 
     def _why_not_again(self, code: int) -> str | None:
         """Why a job that ended with this code is not requeued; None where it is."""
@@ -153,10 +153,9 @@ def job_id() -> str:
     return os.environ["SLURM_JOB_ID"]
 
 
-def seconds_left(text: str) -> int | None:
-    """Of squeue's `[[days-]hours:]minutes:seconds`; None where the job has no limit."""
-    match = re.fullmatch(r"(?:(?:(\d+)-)?(\d+):)?(\d+):(\d+)", text.strip())
-    if match is None:
+def _end_time(text: str) -> float | None:
+    """Of squeue's `2026-11-21T16:30:00`, in seconds since 1970; None where the job has no limit."""
+    try:
+        return datetime.fromisoformat(text.strip()).timestamp()
+    except ValueError:
         return None
-    days, hours, minutes, seconds = (int(part or 0) for part in match.groups())
-    return ((days * 24 + hours) * 60 + minutes) * 60 + seconds
