@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test check format schema clean
+.PHONY: demo test cluster-test check format schema clean
 
 demo: $(VENV)/installed  ## the whole pipeline on the built-in corpus
 	$(BIN)/python -m launch run jobs/recipes/demo.yaml
@@ -12,6 +12,10 @@ demo: $(VENV)/installed  ## the whole pipeline on the built-in corpus
 
 test: $(VENV)/installed
 	$(BIN)/python -m pytest
+	@echo "NOT RUN: the tests on a SLURM, tests/cluster. They are run by: make cluster-test"
+
+cluster-test: $(VENV)/installed  ## on a SLURM that slurm/dev/start.sh starts on this machine
+	$(BIN)/python -m pytest tests/cluster
 
 check: $(VENV)/installed
 	$(BIN)/ruff check .
