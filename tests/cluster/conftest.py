@@ -1,5 +1,6 @@
 """A SLURM of three nodes for the session, by slurm/dev; it leaves nothing behind, or the session fails."""
 
+import contextlib
 import os
 import random
 import shutil
@@ -10,10 +11,11 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from tests.conftest import ROOT
+from tests.conftest import ROOT, make_model, write_corpus
 
 DEV = ROOT / "slurm" / "dev"
 FIRST_JOB = 4_000_000
@@ -70,13 +72,20 @@ class Cluster:
 
 @pytest.fixture(scope="session")
 def cluster() -> Iterator[Cluster]:
+    with running_cluster(GRACE="10", FIRST_JOB=str(FIRST_JOB)) as running:
+        yield running
+
+
+@contextlib.contextmanager
+def running_cluster(**settings: str) -> Iterator[Cluster]:
+    """A cluster with these DEV_CLUSTER_ settings; it ends with a look for what it may have left."""
     # Not tmp_path: the paths of its sockets must be short.
     folder = Path(tempfile.mkdtemp(prefix="dist", dir="/tmp")) / "c"
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("SLURM", "DEV_CLUSTER"))}
-    environment |= {"DEV_CLUSTER_DIR": str(folder), "DEV_CLUSTER_PORT": str(free_ports())}
-    environment |= {"DEV_CLUSTER_GRACE": "10", "DEV_CLUSTER_FIRST_JOB": str(FIRST_JOB)}
+    settings = {"DIR": str(folder), "PORT": str(free_ports()), **settings}
     if isolation := os.environ.get("DEV_CLUSTER_ISOLATION"):
-        environment["DEV_CLUSTER_ISOLATION"] = isolation
+        settings["ISOLATION"] = isolation
+    environment |= {f"DEV_CLUSTER_{name}": value for name, value in settings.items()}
     try:
         started = run_script(environment, "start.sh")
         if started.returncode == 2:
@@ -85,7 +94,7 @@ def cluster() -> Iterator[Cluster]:
         yield Cluster(folder, environment | {"SLURM_CONF": str(folder / "etc" / "slurm.conf")})
     finally:
         stopped = run_script(environment, "stop.sh", "--wipe")
-        traces = find_traces(folder, environment["DEV_CLUSTER_PORT"])
+        traces = find_traces(folder, settings["PORT"])
         shutil.rmtree(folder.parent, ignore_errors=True)
     assert stopped.returncode == 0, stopped.stdout + stopped.stderr
     assert traces == []
@@ -132,3 +141,12 @@ def find_traces(folder: Path, port: str) -> list[str]:
         lines = Path(file).read_text(encoding="utf-8").splitlines()
         traces += [f"{file}: {line}" for line in lines if str(folder) in line]
     return traces + [str(link) for link in Path("/sys/class/net").glob(f"dv{port}*")]
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory: pytest.TempPathFactory, tokenizer: Any) -> tuple[Path, Path]:
+    """(a tiny teacher, a tiny corpus)"""
+    folder = tmp_path_factory.mktemp("tiny")
+    make_model("bart", tokenizer).save_pretrained(folder / "teacher")
+    tokenizer.save_pretrained(folder / "teacher")
+    return folder / "teacher", write_corpus(folder / "corpus")

@@ -1,0 +1,163 @@
+"""A whole run from one submission: arrays, dependencies, what fails, what is submitted again, status, cancel."""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.cluster.conftest import Cluster
+from tests.cluster.runs import (
+    LABELS,
+    STUDENT,
+    attempts,
+    codes,
+    ends_of_logs,
+    job_of,
+    launch,
+    states,
+    wait,
+    wait_for_report,
+    write_profile,
+    write_recipe,
+)
+from tests.conftest import ROOT
+
+pytestmark = pytest.mark.cluster
+
+TWO_TEACHERS = {
+    "labels": {"t": LABELS["t"], "u": LABELS["t"] | {"teacher": "u", "num_beams": 2}},
+    "students": {"a": STUDENT, "b": STUDENT | {"train_on": ["t"]}, "c": STUDENT | {"train_on": ["gold", "u"]}},
+}
+HARMLESS = "my 'runs'; touch harm $(touch harm) \" & #"
+
+
+def checkout(folder: Path) -> Path:
+    """A copy of the code, to edit."""
+    for package in ("distill", "jobs", "launch"):
+        shutil.copytree(ROOT / package, folder / package, ignore=shutil.ignore_patterns("__pycache__"))
+    return folder
+
+
+def test_one_submission_goes_to_the_report(cluster: Cluster, tiny: tuple[Path, Path], tmp_path: Path) -> None:
+    """Two teachers label, three students read; the code is edited after the submission; the folder's name is nasty."""
+    teacher, corpus = tiny
+    recipe = write_recipe(
+        tmp_path, teacher, corpus, teachers={"t": {"model": str(teacher)}, "u": {"model": str(teacher)}}, **TWO_TEACHERS
+    )
+    profile, code, runs = write_profile(tmp_path), checkout(tmp_path / "code"), tmp_path / HARMLESS
+    submit = ("run", recipe, "--on", profile, "--runs", runs)
+    submitted = launch(cluster, *submit, cwd=code).stdout
+    assert submitted.count(": job ") == 18
+    for job in (code / "jobs").glob("*.py"):
+        job.write_text("raise SystemExit(1)\n")
+
+    run = runs / "tiny"
+    assert states(cluster, run)["report"] == "waiting"
+    again = launch(cluster, *submit, code=2)
+    assert f"job(s) {job_of(run, 'prepare')}" in again.stderr and "Nothing is missing or failed" in again.stderr
+    assert "is being run by SLURM" in launch(cluster, "run", recipe, "--runs", runs, code=2).stderr
+    wait_for_report(run, 400)
+
+    text = (run / "report" / "report.md").read_text(encoding="utf-8")
+    assert all(f"student {name}" in text for name in "abc")
+    assert set(states(cluster, run).values()) == {"done"}
+    assert "nothing to do" in launch(cluster, *submit).stdout
+    assert not list(tmp_path.rglob("harm")) and not (ROOT / "harm").exists()
+
+
+def test_what_fails_for_good_cancels_what_needs_it_and_nothing_else(
+    cluster: Cluster, tiny: tuple[Path, Path], tmp_path: Path
+) -> None:
+    """Once the cause is removed the same command submits what is missing, and only that."""
+    teacher, corpus = tiny
+    recipe = write_recipe(tmp_path, teacher, corpus, students={"a": STUDENT, "b": STUDENT})
+    profile = write_profile(tmp_path, max_retries=1)
+    submit = ("run", recipe, "--on", profile, "--runs", tmp_path / "runs")
+    run = tmp_path / "runs" / "tiny"
+    (run / "students").mkdir(parents=True)
+    (run / "students" / "b").write_text("a file where the student's folder should be")
+    launch(cluster, *submit)
+    wait(
+        lambda: "running" not in states(cluster, run).values() and "waiting" not in states(cluster, run).values(),
+        240,
+        run,
+    )
+
+    now = states(cluster, run)
+    assert now["shrink-student-b"] == "failed", ends_of_logs(run)
+    assert codes(run, "shrink-student-b") == [100, 100]  # tried once more
+    expected = {"train-student-b", "evaluate-student-b", "benchmark", "report"}
+    assert {stage for stage, state in now.items() if state == "cancelled"} == expected
+    assert {now[stage] for stage in ("train-student-a", "evaluate-student-a", "evaluate-teacher-t")} == {"done"}
+    assert "shrink-student-b.log" in launch(cluster, "status", run).stdout
+    assert "students/b" in launch(cluster, "logs", run, "shrink-student-b").stdout
+
+    (run / "students" / "b").unlink()
+    submitted = launch(cluster, *submit).stdout
+    stages = {line.split(":")[0] for line in submitted.splitlines() if ": job " in line}
+    assert stages == {"shrink-student-b", *expected}
+    wait_for_report(run, 240)
+
+
+def test_a_killed_task_and_a_dead_node_cost_no_label(cluster: Cluster, tiny: tuple[Path, Path], tmp_path: Path) -> None:
+    """A shard's process is killed: it is tried again. A node dies: SLURM runs its shards elsewhere. `cancel` ends only this run."""
+    teacher, corpus = tiny
+    recipe = write_recipe(tmp_path, teacher, corpus, labels=LABELS, students={"b": STUDENT | {"train_on": ["t"]}})
+    run = tmp_path / "runs" / "tiny"
+    launch(cluster, "run", recipe, "--on", write_profile(tmp_path), "--runs", tmp_path / "runs")
+    wait(lambda: bool(attempts(run, "label-t.shard-00003")), 90, run)
+    os.kill(process_of(run, "--shard 1"), signal.SIGKILL)
+    wait(lambda: codes(run, "label-t.shard-00001") == [137], 20, run)
+    node = attempts(run, "label-t.shard-00003")[0]["host"]
+    cluster.node("fail", node)
+    try:
+        wait((run / "labels" / "t" / "labels.parquet").exists, 180, run)
+    finally:
+        cluster.node("start", node)
+    assert codes(run, "label-t.shard-00001") == [137, 0]
+    restarts = [row["restart"] for row in attempts(run, "label-t.shard-00003") if row["event"] == "start"]
+    assert restarts == [0, 1] and codes(run, "label-t.shard-00003") == [0]
+
+    other = cluster.run("sbatch", "--parsable", "--output=/dev/null", "--wrap=sleep 600")
+    launch(cluster, "cancel", run)
+    assert not {"running", "waiting", "preempted"} & set(states(cluster, run).values())
+    assert cluster.job(other)["JobState"] in ("RUNNING", "PENDING")
+    cluster.run("scancel", other)
+
+
+def process_of(run: Path, words: str) -> int:
+    """The process of a job of this run, on whatever node."""
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            line = (folder / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+        except OSError:
+            continue
+        if (
+            f"{sys.executable} -m jobs." in line
+            and not line.startswith("srun")
+            and str(run.parent) in line
+            and words in line
+        ):
+            return int(folder.name)
+    raise AssertionError(f"no process {words}\n{ends_of_logs(run)}")
+
+
+def test_dry_run_and_status_import_no_torch_and_ask_nobody(tmp_path: Path) -> None:
+    command = [
+        sys.executable,
+        "-X",
+        "importtime",
+        "-m",
+        "launch",
+        "run",
+        "jobs/recipes/demo-pl.yaml",
+        "--on",
+        "slurm/dev.yaml",
+    ]
+    done = subprocess.run([*command, "--dry-run", "--runs", str(tmp_path)], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0 and "an array of 8" in done.stdout
+    assert not any(heavy in done.stderr for heavy in ("| torch\n", "| submitit", "| transformers\n"))
