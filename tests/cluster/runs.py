@@ -49,7 +49,7 @@ def write_recipe(folder: Path, teacher: Path, corpus: Path, **changes: Any) -> P
         "students": {"a": STUDENT},
         "train": {"batch_examples": 8, "steps": 6, "warmup_steps": 2, "save_every_steps": 3, "log_every_steps": 1},
         "evaluate": {"every_steps": 3, "examples": 8, "before_training": False, "shards": 2},
-        "benchmark": {"examples": 4},
+        "benchmark": {"documents": 8, "rounds": 1, "batch_sizes": [4]},
     }
     return write_yaml(folder / "recipe.yaml", recipe | changes)
 

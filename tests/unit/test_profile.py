@@ -1,0 +1,129 @@
+"""Profiles, and what of them reaches sbatch."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from distill.errors import InputError
+from distill.recipe_file import parse_recipe
+from distill.run import Run
+from distill.stages import Stage, stages
+from launch.profile import Profile, load_profile
+from launch.queue import ENDED, QueuedJob, _parse
+from launch.slurm import Submission, job_name, run_id, sbatch_parameters
+from launch.task import Task, _end_time
+from tests.conftest import ROOT
+
+PROFILES = sorted((ROOT / "slurm" / "profiles").glob("*.yaml"))
+RECIPE: dict[str, Any] = {
+    "name": "r",
+    "corpus": {"train": "docstrings"},
+    "teachers": {"t": {"model": "some/model"}},
+    "labels": {"t": {"shards": 3}},
+    "students": {"s": {"teacher": "t", "decoder_layers": 2, "train_on": ["t"]}},
+    "train": {"steps": 10},
+}
+
+
+def load(folder: Path, **keys: Any) -> Profile:
+    (folder / "p.yaml").write_text(yaml.safe_dump(keys))
+    return load_profile(folder / "p.yaml")
+
+
+def stage(folder: Path, job: str) -> Stage:
+    run = Run(parse_recipe(RECIPE), folder / "r")
+    return next(stage for stage in stages(run) if stage.job == job)
+
+
+@pytest.mark.parametrize("file", PROFILES, ids=lambda file: file.stem)
+def test_the_profiles_that_are_there_are_valid(file: Path) -> None:
+    load_profile(file)
+
+
+@pytest.mark.parametrize(
+    "keys, words",
+    [
+        ({"partiton": "x"}, "partiton: unknown key; did you mean 'partition'?"),
+        ({"stages": {"train": {"nodes": 0}}}, "stages.train.nodes: 0 given"),
+        ({"stages": {"trian": {}}}, "stages.trian"),
+        ({"nodes": True}, "nodes: True given; a number is expected"),
+        ({"setup": ["a\nb"]}, "setup.0"),
+        ({"environment": {"A=B": "c"}}, "environment.A=B"),
+        ({"options": {"a b": "c"}}, "options.a b"),
+        ({"time_limit_min": 2}, "signal_lead_seconds: 120 given, but the time limit is 2 min"),
+        ({"stages": {"label": {"time_limit_min": 1}}}, "stages.label.signal_lead_seconds"),
+        ({"partition": "a\n#SBATCH --wrap=x"}, "partition"),
+    ],
+)
+def test_a_wrong_profile_is_explained(tmp_path: Path, keys: dict[str, Any], words: str) -> None:
+    with pytest.raises(InputError) as error:
+        load(tmp_path, **keys)
+    assert words in str(error.value)
+
+
+def test_an_error_of_the_shared_part_is_told_once(tmp_path: Path) -> None:
+    with pytest.raises(InputError) as error:
+        load(tmp_path, nodes=0, stages={"train": {}, "label": {"qos": "q"}})
+    assert str(error.value).count("nodes") == 1
+
+
+def test_each_kind_of_stage_asks_for_its_own(tmp_path: Path) -> None:
+    profile = load(tmp_path, nodes=2, gpus_per_node=8, partition="big", stages={"label": {"partition": "small"}})
+    train, label, merge = (profile.of(stage(tmp_path, job)) for job in ("train", "label", "merge"))
+    assert (train.nodes, train.processes, train.partition) == (2, 8, "big")
+    assert (label.nodes, label.processes, label.gpus_per_node, label.partition) == (1, 1, 1, "small")
+    assert (merge.nodes, merge.processes, merge.gpus_per_node) == (1, 1, 0)
+
+
+def test_memory_and_options_reach_sbatch(tmp_path: Path) -> None:
+    profile = load(
+        tmp_path, processes_per_node=2, memory_gb_per_process=1.5, options={"reservation": "x y", "requeue": False}
+    )
+    run = Run(parse_recipe(RECIPE), tmp_path / "r")
+    asked = sbatch_parameters(
+        run, Submission(stage(tmp_path, "train"), profile.of(stage(tmp_path, "train"))), "afterok:1", []
+    )
+    assert (asked["mem"], asked["dependency"], asked["ntasks_per_node"]) == ("3072M", "afterok:1", 2)
+    more = asked["additional_parameters"]
+    assert (more["kill-on-invalid-dep"], more["reservation"], more["requeue"]) == ("yes", "x y", False)
+
+
+def test_two_runs_of_one_name_have_jobs_of_different_names(tmp_path: Path) -> None:
+    one, two = (Run(parse_recipe(RECIPE), tmp_path / folder / "r") for folder in ("a", "b"))
+    assert run_id(one) != run_id(two)
+    assert job_name(one, "train-student-s") == f"r.train-student-s.{run_id(one)}"
+
+
+def test_a_line_of_squeue() -> None:
+    assert _parse("17_3|PENDING|Dependency|r.x|y.0a") == QueuedJob("17_3", "r.x|y.0a", "PENDING", "Dependency")
+    assert _parse("17|CANCELLED by 0|None|n").state in ENDED
+    assert not _parse("17|PENDING|DependencyNeverSatisfied|n").is_active
+    assert _parse("17|COMPLETING|None|n").is_active
+
+
+def test_the_end_of_a_job() -> None:
+    assert _end_time("N/A") is None and _end_time("") is None
+    assert _end_time("1970-01-02T00:00:00\n") is not None
+
+
+@pytest.mark.parametrize(
+    "earlier, code, words",
+    [
+        ([], 2, "wrong input"),
+        ([75, 75], 75, "after 3 stops"),
+        ([100], 137, "after 2 failures"),
+    ],
+)
+def test_a_job_comes_back_so_often_and_no_more(
+    tmp_path: Path, earlier: list[int], code: int, words: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SLURM_JOB_ID", "5")
+    old = Task("s", "old", (), tmp_path)
+    for _ in range(9):
+        old._record(event="end", code=code)  # another submission's do not count
+    task = Task("s", "new", (), tmp_path, max_requeues=2, max_retries=1)
+    for ended in [*earlier, code]:
+        task._record(event="end", code=ended)
+    assert words in str(task._why_not_again(code))
