@@ -83,7 +83,9 @@ if [ "$DEV_CLUSTER_ISOLATION" = net ] && ! ip link show "$(bridge)" > /dev/null 
 fi
 dead slurmctld && daemon slurmctld slurmctld -D -i
 up() { scontrol ping | grep -q 'is UP'; }
-wait_for 20 up || die "slurmctld does not answer: $LOG/slurmctld.log, $LOG/slurmctld.out"
+up_or_dead() { dead slurmctld || up; }
+wait_for 20 up_or_dead
+up || die "slurmctld does not answer: $LOG/slurmctld.log, $LOG/slurmctld.out"
 for node in $(nodes); do start_node "$node"; done
 ready() { [ "$(sinfo -h -N -p low -o %T | grep -cE '^(idle|mixed|allocated|completing)$')" = "$DEV_CLUSTER_NODES" ]; }
 wait_for 30 ready || {

@@ -62,7 +62,7 @@ def test_a_preempted_step_gets_its_signal_and_the_job_returns(cluster: Cluster, 
     high = submit_high(cluster)
     cluster.wait_for(high, "COMPLETED")
     cluster.until(lambda: "start 1" in output.read_text(), 20, output.read_text)
-    cluster.run("scancel", "--full", "--signal=KILL", job)
+    cluster.run("scancel", job)
     assert cluster.job(job)["Restarts"] == "1"
     assert output.read_text().count(f"step {signal}\n") == 3
     assert output.read_text().count("srun 75\n") == 1
@@ -78,7 +78,7 @@ def test_the_time_of_preemption_is_told_while_a_job_may_save(cluster: Cluster, t
     cluster.until(lambda: cluster.job(job)["PreemptTime"] != "None", 10, lambda: str(cluster.job(job)))
     assert cluster.job(job)["JobState"] == "RUNNING"
     cluster.run("scancel", high)
-    cluster.run("scancel", "--full", "--signal=KILL", job)
+    cluster.run("scancel", job)
 
 
 def test_a_cancelled_job_is_not_a_preempted_one(cluster: Cluster, tmp_path: Path) -> None:
@@ -99,7 +99,7 @@ def test_a_failed_node_gives_its_job_to_another(cluster: Cluster, tmp_path: Path
         assert cluster.job(job)["NodeList"] not in (node, "(null)")
     finally:
         cluster.node("start", node)
-    cluster.run("scancel", "--full", "--signal=KILL", job)
+    cluster.run("scancel", job)
 
 
 def test_what_depends_on_a_failure_is_cancelled(cluster: Cluster, tmp_path: Path) -> None:
