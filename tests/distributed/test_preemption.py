@@ -12,10 +12,12 @@ import pytest
 import torch
 
 from distill.checkpoint import newest_intact
+from distill.claim import Claim, TakenOverError
 from distill.distributed import World
 from distill.errors import InputError
 from distill.files import read_jsonl
 from distill.preemption import StopFlag, StoppedError
+from distill.tracking import NullTracker
 from tests.conftest import make_model, write_corpus
 from tests.distributed.harness import run_distributed
 from tests.distributed.test_training import STEPS, losses, make_trainer, weights
@@ -216,6 +218,23 @@ def no_time(world: World, folder: str) -> tuple[int, str]:
 def test_where_there_is_no_time_to_save_the_last_checkpoint_stands(tmp_path: Path) -> None:
     step, newest = run_distributed(no_time, 1, str(tmp_path))[0]
     assert step == 5 and newest.endswith("step-00000003")
+
+
+def write_after_another(world: World, folder: str) -> list[list[str]]:
+    """What is in the folder of a trainer whose claim was taken, after every way to write."""
+    trainer = make_trainer(world, folder)
+    trainer.claim = Claim(Path(folder) / "claim.json")
+    Claim(Path(folder) / "claim.json")
+    found = []
+    for write in (lambda: trainer.save(NullTracker()), lambda: trainer.export("final"), trainer.run):
+        with pytest.raises(TakenOverError):
+            write()
+        found.append([path.name for path in Path(folder).iterdir()])
+    return found
+
+
+def test_a_trainer_whose_claim_was_taken_writes_nothing(tmp_path: Path) -> None:
+    assert run_distributed(write_after_another, 1, str(tmp_path))[0] == [["claim.json"]] * 3
 
 
 # ------------------------------------------------------------------------------------------------ real processes

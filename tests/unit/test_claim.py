@@ -5,7 +5,6 @@ from pathlib import Path
 import pytest
 
 from distill.claim import Claim, TakenOverError
-from tests.distributed.harness import run_distributed
 
 
 def job(number: int, restart: int) -> dict[str, str]:
@@ -41,25 +40,3 @@ def test_without_its_file_nobody_writes(tmp_path: Path) -> None:
     (tmp_path / "claim").unlink()
     with pytest.raises(TakenOverError, match="is gone"):
         claim.check()
-
-
-def write_after_another(world: object, folder: str) -> list[str]:
-    """What a trainer whose claim was taken still writes: every way to write is tried."""
-    from distill.tracking import NullTracker
-    from tests.distributed.test_training import make_trainer
-
-    file = Path(folder) / "claim.json"
-    trainer = make_trainer(world, folder)
-    trainer.claim = Claim(file)
-    Claim(file)
-    refused = []
-    for write in (lambda: trainer.save(NullTracker()), lambda: trainer.export("final"), trainer.run):
-        with pytest.raises(TakenOverError):
-            write()
-        refused.append(str(sorted(path.name for path in Path(folder).iterdir() if path.name != "claim.json")))
-    return refused
-
-
-@pytest.mark.distributed
-def test_a_trainer_whose_claim_was_taken_writes_nothing(tmp_path: Path) -> None:
-    assert set(run_distributed(write_after_another, 1, str(tmp_path))[0]) == {"[]"}
