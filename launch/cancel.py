@@ -36,7 +36,7 @@ def _cancel_queued(run: Run) -> list[str]:
 
     ended = active()
     _ask_until_gone(active, scancel)  # again and again: one that was just being requeued comes back
-    return [f"SLURM job {job}" for job in ended]
+    return [f"SLURM job(s) {', '.join(ended)}"] if ended else []
 
 
 def _cancel_launcher(run: Run) -> list[str]:

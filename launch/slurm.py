@@ -115,8 +115,8 @@ class RunQueue:
         return [job for job in self.jobs(stage.name) if job.is_active]
 
     def active_ids(self) -> list[str]:
-        """Of whole arrays, without repetition."""
-        return list(dict.fromkeys(job.id.split("_")[0] for job in self.all_jobs() if job.is_active))
+        """Of whole arrays."""
+        return sorted({job.id.split("_")[0] for job in self.all_jobs() if job.is_active}, key=int)
 
     def active_shards(self, stage: Stage) -> set[int]:
         """The shards that queued tasks make."""

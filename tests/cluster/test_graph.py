@@ -81,11 +81,7 @@ def test_what_fails_for_good_cancels_what_needs_it_and_nothing_else(
     (run / "students").mkdir(parents=True)
     (run / "students" / "b").write_text("a file where the student's folder should be")
     launch(cluster, *submit)
-    wait(
-        lambda: "running" not in states(cluster, run).values() and "waiting" not in states(cluster, run).values(),
-        240,
-        run,
-    )
+    wait(lambda: not {"running", "waiting"} & set(states(cluster, run).values()), 240, run)
 
     now = states(cluster, run)
     assert now["shrink-student-b"] == "failed", ends_of_logs(run)
@@ -110,7 +106,8 @@ def test_a_killed_task_and_a_dead_node_cost_no_label(cluster: Cluster, tiny: tup
     run = tmp_path / "runs" / "tiny"
     launch(cluster, "run", recipe, "--on", write_profile(tmp_path), "--runs", tmp_path / "runs")
     wait(lambda: bool(attempts(run, "label-t.shard-00003")), 90, run)
-    os.kill(process_of(run, "--shard 1"), signal.SIGKILL)
+    wait(lambda: process_of(run, "--shard 1") is not None, 20, run)
+    os.kill(process_of(run, "--shard 1") or 0, signal.SIGKILL)
     wait(lambda: codes(run, "label-t.shard-00001") == [137], 20, run)
     node = attempts(run, "label-t.shard-00003")[0]["host"]
     cluster.node("fail", node)
@@ -129,7 +126,7 @@ def test_a_killed_task_and_a_dead_node_cost_no_label(cluster: Cluster, tiny: tup
     cluster.run("scancel", other)
 
 
-def process_of(run: Path, words: str) -> int:
+def process_of(run: Path, words: str) -> int | None:
     """The process of a job of this run, on whatever node."""
     for folder in Path("/proc").glob("[0-9]*"):
         try:
@@ -143,7 +140,7 @@ def process_of(run: Path, words: str) -> int:
             and words in line
         ):
             return int(folder.name)
-    raise AssertionError(f"no process {words}\n{ends_of_logs(run)}")
+    return None
 
 
 def test_dry_run_and_status_import_no_torch_and_ask_nobody(tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ from distill.tracking import NullTracker
 from tests.conftest import make_model, write_corpus
 from tests.distributed.harness import run_distributed
 from tests.distributed.test_training import STEPS, losses, make_trainer, weights
-from tests.drills.preemption import Drill, prepare, undisturbed, with_kills, with_signals, write_recipe
+from tests.drills.preemption import Drill, disturb, kill_all, prepare, signal_one, undisturbed, write_recipe
 
 pytestmark = pytest.mark.distributed
 
@@ -252,7 +252,7 @@ def drilled(tmp_path_factory: pytest.TempPathFactory, tokenizer: Any) -> tuple[D
 
 def test_signals_to_a_random_process_at_random_times(drilled: tuple[Drill, str, float]) -> None:
     drill, expected, seconds = drilled
-    outcome = with_signals(drill, 3, expected, random.Random(4), longest=seconds / 2)
+    outcome = disturb(drill, signal_one, 3, expected, random.Random(4), longest=seconds / 2)
     assert (outcome.saved, outcome.hung) == (3, 0)
     assert outcome.identical == outcome.finished >= 1
 
@@ -260,5 +260,5 @@ def test_signals_to_a_random_process_at_random_times(drilled: tuple[Drill, str, 
 def test_kills_at_random_times_never_lose_a_complete_checkpoint(drilled: tuple[Drill, str, float]) -> None:
     drill, expected, seconds = drilled
     slowed = Drill(drill.recipe, drill.runs, slowed_seconds=0.05)
-    outcome = with_kills(slowed, 2, expected, random.Random(5), longest=seconds / 2)
+    outcome = disturb(slowed, kill_all, 2, expected, random.Random(5), longest=seconds / 2)
     assert outcome.saved == 2 and outcome.identical == outcome.finished >= 1

@@ -19,6 +19,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -108,8 +109,13 @@ class Drill:
         return sha256_file(self.student / "final" / "model.safetensors")
 
 
-def with_signals(drill: Drill, count: int, expected: str, chance: random.Random, longest: float) -> Outcome:
-    """Signals to a random process at a random time after its training has begun, until `count` attempts were stopped."""
+Processes = list[subprocess.Popen[bytes]]
+Strike = Callable[[Drill, Processes, random.Random, Outcome], bool]
+"""Stops an attempt in its own way, counts what it saw, and says whether it did."""
+
+
+def disturb(drill: Drill, strike: Strike, count: int, expected: str, chance: random.Random, longest: float) -> Outcome:
+    """Attempts that are struck at a random time after their training has begun, until `count` were stopped by it."""
     outcome = Outcome()
     while outcome.stopped < count:
         outcome.attempts += 1
@@ -117,52 +123,42 @@ def with_signals(drill: Drill, count: int, expected: str, chance: random.Random,
         _wait_for_training(drill, processes)
         time.sleep(chance.uniform(0, longest))
         place = _place(drill)
-        alive = [process for process in processes if process.poll() is None]
-        began = time.monotonic()
-        if alive:
-            chance.choice(alive).send_signal(chance.choice([signal.SIGUSR1, signal.SIGUSR2, signal.SIGTERM]))
-        codes = _wait(processes, drill.limit_seconds)
-        if codes is None:
-            outcome.hung += 1
-        elif codes == [75, 75]:
-            outcome.stopped += 1
-            outcome.seconds.append(time.monotonic() - began)
-            outcome.during[place] = outcome.during.get(place, 0) + 1
-            outcome.saved += _said_and_saved(drill)
-        else:
-            assert codes == [0, 0], codes
-        _count_finished(drill, outcome, expected)
-    _run_to_the_end(drill, outcome, expected)
-    return outcome
-
-
-def with_kills(drill: Drill, count: int, expected: str, chance: random.Random, longest: float) -> Outcome:
-    """SIGKILL to both processes at a random time, `count` times."""
-    outcome = Outcome()
-    while outcome.stopped < count:
-        outcome.attempts += 1
-        processes = drill.start()
-        _wait_for_training(drill, processes)
-        time.sleep(chance.uniform(0, longest))
-        place = _place(drill)
-        before = _newest_step(drill)
-        if all(process.poll() is None for process in processes):
-            for process in processes:
-                process.kill()
+        if strike(drill, processes, chance, outcome):
             outcome.stopped += 1
             outcome.during[place] = outcome.during.get(place, 0) + 1
-            _wait(processes, drill.limit_seconds)
-            outcome.saved += _newest_step(drill) >= before
-        else:
-            assert _wait(processes, drill.limit_seconds) == [0, 0]
         _count_finished(drill, outcome, expected)
-    _run_to_the_end(drill, outcome, expected)
-    return outcome
-
-
-def _run_to_the_end(drill: Drill, outcome: Outcome, expected: str) -> None:
     assert _wait(drill.start(), drill.limit_seconds) == [0, 0]
     _count_finished(drill, outcome, expected)
+    return outcome
+
+
+def signal_one(drill: Drill, processes: Processes, chance: random.Random, outcome: Outcome) -> bool:
+    """A signal to a random process: both must leave with 75, and a complete checkpoint of the step they had reached."""
+    alive = [process for process in processes if process.poll() is None]
+    began = time.monotonic()
+    if alive:
+        chance.choice(alive).send_signal(chance.choice([signal.SIGUSR1, signal.SIGUSR2, signal.SIGTERM]))
+    codes = _wait(processes, drill.limit_seconds)
+    if codes == [0, 0]:
+        return False
+    outcome.hung += codes is None
+    assert codes in (None, [75, 75]), codes
+    outcome.seconds.append(time.monotonic() - began)
+    outcome.saved += _said_and_saved(drill)
+    return True
+
+
+def kill_all(drill: Drill, processes: Processes, chance: random.Random, outcome: Outcome) -> bool:
+    """SIGKILL to both: what was complete before must be there after."""
+    before = _newest_step(drill)
+    if any(process.poll() is not None for process in processes):
+        assert _wait(processes, drill.limit_seconds) == [0, 0]
+        return False
+    for process in processes:
+        process.kill()
+    _wait(processes, drill.limit_seconds)
+    outcome.saved += _newest_step(drill) >= before
+    return True
 
 
 def _count_finished(drill: Drill, outcome: Outcome, expected: str) -> None:
@@ -192,10 +188,12 @@ def _place(drill: Drill) -> str:
 
 
 def _said_and_saved(drill: Drill) -> bool:
-    """True where the newest intact checkpoint is of the step that the job said it stopped at."""
+    """True where the newest intact checkpoint is of the step that the job said it stopped at; before the first there is none."""
     log = (drill.runs / "drill" / "logs" / "train-student-kd.rank0.log").read_text()
-    said = int(re.findall(r"stopping at step (\d+)", log)[-1])
-    return _newest_step(drill) == said
+    said, newest = int(re.findall(r"stopping at step (\d+)", log)[-1]), _newest_step(drill)
+    if newest != (said or -1):
+        print(f"stopped at step {said}, but the newest checkpoint is of step {newest}\n{log[-3000:]}", flush=True)
+    return newest == (said or -1)
 
 
 def _newest_step(drill: Drill) -> int:
@@ -269,12 +267,12 @@ def main() -> None:
         expected, seconds = undisturbed(drill)
         print(f"undisturbed: {options.steps} steps in {seconds:.1f} s", flush=True)
         if options.signals:
-            outcome = with_signals(drill, options.signals, expected, random.Random(0), longest=seconds / 2)
+            outcome = disturb(drill, signal_one, options.signals, expected, random.Random(0), longest=seconds / 2)
             print("signals:", outcome.show(), outcome.during, flush=True)
             assert outcome.saved == outcome.stopped and not outcome.hung and outcome.identical == outcome.finished
         if options.kills:
             slowed = Drill(recipe, drill.runs, options.slow)
-            outcome = with_kills(slowed, options.kills, expected, random.Random(1), longest=seconds / 2)
+            outcome = disturb(slowed, kill_all, options.kills, expected, random.Random(1), longest=seconds / 2)
             print("kills:", outcome.show(), outcome.during, flush=True)
             assert outcome.saved == outcome.stopped and outcome.identical == outcome.finished
 
