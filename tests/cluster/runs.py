@@ -110,3 +110,19 @@ def states(cluster: Cluster, run: Path) -> dict[str, str]:
     lines = [line.split() for line in launch(cluster, "status", run).stdout.splitlines()]
     known = ("waiting", "running", "preempted", "stopped", "failed", "cancelled", "done")
     return {line[0]: line[1] for line in lines if len(line) > 1 and line[1] in known}
+
+
+def processes_of(run: Path, words: str = "") -> list[int]:
+    """The processes of a run's jobs, on whatever node, whose command has these words."""
+    lines = {int(folder.name): command_line(folder) for folder in Path("/proc").glob("[0-9]*")}
+    begins = f"{sys.executable} -m jobs."
+    return [
+        process for process, line in lines.items() if line.startswith(begins) and f"{run}/" in line and words in line
+    ]
+
+
+def command_line(process: Path) -> str:
+    try:
+        return (process / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+    except OSError:  # it has ended
+        return ""

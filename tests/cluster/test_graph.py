@@ -18,6 +18,7 @@ from tests.cluster.runs import (
     ends_of_logs,
     job_of,
     launch,
+    processes_of,
     states,
     wait,
     wait_for_report,
@@ -106,8 +107,8 @@ def test_a_killed_task_and_a_dead_node_cost_no_label(cluster: Cluster, tiny: tup
     run = tmp_path / "runs" / "tiny"
     launch(cluster, "run", recipe, "--on", write_profile(tmp_path), "--runs", tmp_path / "runs")
     wait(lambda: bool(attempts(run, "label-t.shard-00003")), 90, run)
-    wait(lambda: process_of(run, "--shard 1") is not None, 20, run)
-    os.kill(process_of(run, "--shard 1") or 0, signal.SIGKILL)
+    wait(lambda: bool(processes_of(run, "--shard 1")), 20, run)
+    os.kill(processes_of(run, "--shard 1")[0], signal.SIGKILL)
     wait(lambda: codes(run, "label-t.shard-00001") == [137], 20, run)
     node = attempts(run, "label-t.shard-00003")[0]["host"]
     cluster.node("fail", node)
@@ -124,23 +125,6 @@ def test_a_killed_task_and_a_dead_node_cost_no_label(cluster: Cluster, tiny: tup
     assert not {"running", "waiting", "preempted"} & set(states(cluster, run).values())
     assert cluster.job(other)["JobState"] in ("RUNNING", "PENDING")
     cluster.run("scancel", other)
-
-
-def process_of(run: Path, words: str) -> int | None:
-    """The process of a job of this run, on whatever node."""
-    for folder in Path("/proc").glob("[0-9]*"):
-        try:
-            line = (folder / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
-        except OSError:
-            continue
-        if (
-            f"{sys.executable} -m jobs." in line
-            and not line.startswith("srun")
-            and str(run.parent) in line
-            and words in line
-        ):
-            return int(folder.name)
-    return None
 
 
 def test_dry_run_and_status_import_no_torch_and_ask_nobody(tmp_path: Path) -> None:

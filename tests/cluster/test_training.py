@@ -17,9 +17,11 @@ from tests.cluster.runs import (
     STUDENT,
     attempts,
     codes,
+    command_line,
     ends_of_logs,
     job_of,
     launch,
+    processes_of,
     states,
     steps,
     wait,
@@ -67,7 +69,7 @@ def undisturbed(prepared: tuple[Path, Path], tmp_path_factory: pytest.TempPathFa
     recipe, runs = prepared
     own = tmp_path_factory.mktemp("undisturbed") / "runs"
     shutil.copytree(runs, own)
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--master-port=0"]
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     command = [*torchrun, "-m", "jobs.train", str(recipe), "--student", "a", "--runs", str(own)]
     subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
     return own / "tiny"
@@ -148,8 +150,8 @@ def test_two_nodes_with_two_ranks_each_give_the_losses_of_one_process(
         command = [sys.executable, "-m", f"jobs.{job[0]}", str(prepared[0]), *job[1:], "--runs", str(alone.parent)]
         subprocess.run([*command, *short], cwd=ROOT, check=True, capture_output=True)
     wait((run / "students" / "a" / "final").exists, 120, run)
-    hosts = {line.split()[0] for line in cluster.run("squeue", "-h", "-t", "all", "-n", "x", "-o", "%N").splitlines()}
-    assert "on 4 process(es)" in (run / "logs" / "train-student-a.rank0.log").read_text(), hosts
+    assert "on 4 process(es)" in (run / "logs" / "train-student-a.rank0.log").read_text()
+    assert cluster.job(job_of(run, "train-student-a"))["NumNodes"] == "2"
     losses = [
         [row["loss"] for row in read_jsonl(folder / "students" / "a" / "metrics.jsonl") if "loss" in row]
         for folder in (run, alone)
@@ -235,30 +237,14 @@ def test_a_node_that_was_cut_off_stops_writing_when_it_is_back(
     launch(cluster, "cancel", training.run)
 
 
-def processes_of(run: Path) -> list[int]:
-    """The processes of a run's training, on whatever node."""
-    return [
-        int(folder.name)
-        for folder in Path("/proc").glob("[0-9]*")
-        if f"-m\0jobs.train\0{run}" in command_line(folder) and not command_line(folder).startswith("srun")
-    ]
-
-
 def daemon_of(cluster: Cluster, node: str) -> int:
     """The slurmd of a node of this cluster."""
     for folder in Path("/proc").glob("[0-9]*"):
-        if command_line(folder).startswith(f"slurmd\0-D\0-N\0{node}"):
+        if command_line(folder).startswith(f"slurmd -D -N {node}"):
             environment = (folder / "environ").read_bytes().decode(errors="replace")
             if str(cluster.folder) in environment:
                 return int(folder.name)
     raise AssertionError(f"no slurmd of {node}")
-
-
-def command_line(process: Path) -> str:
-    try:
-        return (process / "cmdline").read_bytes().decode(errors="replace")
-    except OSError:  # it has ended
-        return ""
 
 
 # ------------------------------------------------------------------------------------------------ without submitit
