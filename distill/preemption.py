@@ -31,8 +31,8 @@ class StopFlag:
         """
         self.reason: str | None = None
         self.seconds_to_leave = SECONDS_TO_LEAVE
+        self.signalled_at: float | None = None
         self._ends_at, self._grace_seconds, self._at_once = ends_at, grace_seconds, at_once
-        self._signalled_at: float | None = None
 
     def listen(self, *also: signal.Signals) -> None:
         """From here on the signals set the flag, and do nothing else. Further ones change nothing.
@@ -64,14 +64,14 @@ class StopFlag:
     def leaves_time_for(self, seconds: float) -> bool:
         """Whether something that takes so long can be finished before the kill, as far as its time is known."""
         now = time.time()
-        signalled = self._grace_seconds is not None and self._signalled_at is not None
-        ends = [self._signalled_at + self._grace_seconds] if signalled else []  # type: ignore[operator]
+        signalled = self._grace_seconds is not None and self.signalled_at is not None
+        ends = [self.signalled_at + self._grace_seconds] if signalled else []  # type: ignore[operator]
         ends += [self._ends_at] if self._ends_at else []
         return all(now + seconds <= end for end in ends)
 
     def _set(self, number: int, _frame: FrameType | None) -> None:
         first = self.reason is None
-        self._signalled_at = self._signalled_at or time.time()
+        self.signalled_at = self.signalled_at or time.time()
         self.ask(signal.Signals(number).name)
         if self._at_once and first:
             raise StoppedError(self.reason)

@@ -1,6 +1,7 @@
-"""python -m launch run RECIPE | status RUN | cancel RUN | logs RUN STAGE | schema"""
+"""python -m launch run RECIPE | status RUN | cancel RUN | logs RUN STAGE | doctor [RECIPE] | schema"""
 
 import json
+import signal
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -9,6 +10,7 @@ import typer
 from rich.console import Console
 
 from distill.errors import InputError
+from distill.preemption import StopFlag, StoppedError
 from distill.preflight import check_recipe
 from distill.reading import split_files
 from distill.recipe import Recipe
@@ -16,7 +18,9 @@ from distill.recipe_file import load_recipe
 from distill.run import Run, check_unchanged, open_run
 from launch import local, overview, slurm, status
 from launch.cancel import cancel
+from launch.doctor.command import examine_cluster, examine_this_machine
 from launch.profile import Profile, load_profile
+from launch.state import EXIT_STOPPED
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
 console = Console(width=None if sys.stdout.isatty() else 160)  # a file or a pipe has room
@@ -128,6 +132,39 @@ def _profile(file: Path, *of_this_machine: float | None) -> Profile:
     if any(option is not None for option in of_this_machine):
         raise InputError(f"--processes, --time-limit and --grace are for this machine; {file} says it for SLURM.")
     return load_profile(file)
+
+
+@app.command(name="doctor")
+def examine(
+    recipe: Annotated[Path | None, typer.Argument(help="the YAML file of the recipe that is to run there")] = None,
+    overrides: Annotated[list[str] | None, typer.Argument(metavar="[key=value]...", help="over the recipe")] = None,
+    on: Annotated[
+        str, typer.Option(help="as of `run`: local or slurm/PROFILE.yaml (the nodes of a training)")
+    ] = "local",
+    processes: Annotated[int | None, typer.Option(min=1, help="processes on this machine")] = None,
+    runs: Annotated[Path, typer.Option(help="the folder of all runs")] = Path("runs"),
+    wait_min: Annotated[
+        float, typer.Option("--wait-min", min=0.1, help="minutes that its job may wait in SLURM's queue")
+    ] = 15.0,
+) -> None:
+    """Check a machine, or nodes of a cluster through a short job; say of each failure what to change."""
+    stop = StopFlag(at_once=True)
+    with _explained():
+        profile_file = None if on == "local" else _profile_file(on)
+        profile = _profile(profile_file, processes) if profile_file else None
+        loaded = load_recipe(recipe, overrides) if recipe else None
+        if loaded:
+            check_recipe(loaded)
+        try:
+            stop.listen(signal.SIGINT)
+            if profile and profile_file:
+                code = examine_cluster(loaded, profile, profile_file, runs, wait_min, console)
+            else:
+                code = examine_this_machine(loaded, local.processes_here(processes), runs, console)
+        except StoppedError as error:
+            errors.print(f"stopped ({error}); nothing of it is left", highlight=False)
+            code = EXIT_STOPPED
+    sys.exit(code)
 
 
 @app.command()

@@ -140,7 +140,7 @@ def _run_stage(
     with (run.logs / f"{stage.name}.log").open("ab") as log, console.status("") as display:
         children: list[subprocess.Popen[bytes]] = []
         try:
-            for environment in _environments(stage, processes):
+            for environment in environments(stage, processes):
                 there = os.environ | environment
                 children.append(subprocess.Popen(line, stdout=log, stderr=log, env=there, **OF_THIS_LAUNCHER))
             state.started(stage.name, line, [child.pid for child in children])
@@ -151,7 +151,7 @@ def _run_stage(
                     break  # they are asked to leave; of a group none can go on without the others
                 time.sleep(POLL_SECONDS)
         finally:
-            codes = _end(children)
+            codes = end(children)
     code = _code(codes)
     if code == 0 and not stage.is_complete():
         code = 1  # a job that ends well without its output is a failure, whatever it says
@@ -171,7 +171,7 @@ def _check_lock(lock: RunLock, children: list[subprocess.Popen[bytes]]) -> None:
         raise
 
 
-def _end(children: list[subprocess.Popen[bytes]]) -> list[int]:
+def end(children: list[subprocess.Popen[bytes]]) -> list[int]:
     """Ask those that are alive to save and leave, and wait for all of them; kill them where they take too long.
 
     The exit codes: of those that left by themselves first. One that died of the request had not yet begun anything.
@@ -226,7 +226,7 @@ def _last_lines(file: IO[bytes]) -> Iterator[str]:
     yield from file.read().decode(errors="replace").splitlines()[-LOG_LINES:]
 
 
-def _environments(stage: Stage, processes: Processes) -> list[dict[str, str]]:
+def environments(stage: Stage, processes: Processes) -> list[dict[str, str]]:
     """What each process of a stage finds in its environment beside the launcher's own."""
     count = count_of(stage, processes)
     common = {"CUDA_VISIBLE_DEVICES": ",".join(processes.gpus)} if processes.gpus else {}

@@ -76,7 +76,7 @@ def _arithmetic(run: Run, stage: Stage, processes: int) -> list[str]:
     if stage.job != "train" or train is None or stage.member is None:
         return []
     lines = [_batch(train, processes), _steps(train, _training_examples(run, stage.member))]
-    shape = _shape(run, stage.member)
+    shape = shape_of_member(run, stage.member)
     if shape is None:
         lines.append("memory: known once the teacher is on this machine (a hub name was given)")
     else:
@@ -154,7 +154,8 @@ def _training_examples(run: Run, member: Member) -> int | None:
     return examples
 
 
-def _shape(run: Run, member: Member) -> Shape | None:
+def shape_of_member(run: Run, member: Member) -> Shape | None:
+    """What a member is trained as; None where it comes from a hub name, not looked up here."""
     settings = run.settings(member)
     if not isinstance(settings, Student):
         return teacher_shape(run.recipe, member.name)

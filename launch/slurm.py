@@ -1,15 +1,12 @@
 """On a SLURM cluster: submits all missing stages of a run at once, each after what it needs, and returns."""
 
-import contextlib
 import hashlib
-import os
 import secrets
 import shlex
 import shutil
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, replace
 from typing import Any
 
 from rich.console import Console
@@ -20,12 +17,11 @@ from distill.stages import Stage, shard_name, stages
 from launch.lock import RunLock
 from launch.profile import Profile, Resources
 from launch.queue import QueuedJob, queued_jobs, scancel
+from launch.sbatch import resource_parameters, send, setup_lines, snapshot, task_on
 from launch.state import GraphState
 from launch.task import Task, cancelled_file
 
-ROOT = Path(__file__).parent.parent
 MAX_ARRAY = 1000  # SLURM's own default limit is 1,001
-PACKAGES = ("distill", "jobs", "launch")
 
 
 @dataclass(frozen=True)
@@ -145,7 +141,7 @@ class Submitter:
 
     def submit(self, missing: list[Submission]) -> None:
         """InputError where sbatch refuses; what was submitted before stays, and the same command submits the rest."""
-        _snapshot(self._folder / "code")
+        snapshot(self._folder)
         for submission in missing:
             name, after = submission.stage.name, self._dependency(submission.stage)
             try:
@@ -172,88 +168,21 @@ class Submitter:
         return ",".join(terms)
 
     def _sbatch(self, submission: Submission, after: str) -> str:
-        from submitit import SlurmExecutor
-
-        executor = SlurmExecutor(self._folder)
-        executor.update_parameters(**self._parameters(submission, after))
+        setup = setup_lines(submission.resources, self._folder)
         tasks = [self.task(submission, shard) for shard in submission.shards or (None,)]
-        with _outside_of_a_job(), executor.batch():
-            jobs = [executor.submit(task) for task in tasks]
-        return str(jobs[0].job_id).partition("_")[0]
-
-    def _parameters(self, submission: Submission, after: str) -> dict[str, Any]:
-        return sbatch_parameters(self._run, submission, after, setup=self._setup(submission.resources))
-
-    def _setup(self, resources: Resources) -> list[str]:
-        """The user's lines, then the code as it was at the submission, whatever lies in the folder or is installed."""
-        path = shlex.quote(str(self._folder / "code"))
-        return [*resources.setup, f"export PYTHONSAFEPATH=1 PYTHONPATH={path}${{PYTHONPATH:+:$PYTHONPATH}}"]
+        return send(tasks, sbatch_parameters(self._run, submission, after, setup), self._folder)
 
     def task(self, submission: Submission, shard: int | None) -> Task:
         stage, resources = submission.stage, submission.resources
         recipe, runs = self._run.recipe_file.resolve(), self._run.folder.parent.resolve()
         line = [sys.executable, "-m", f"jobs.{stage.job}", str(recipe), *stage.arguments, "--runs", str(runs)]
-        threads = {"OMP_NUM_THREADS": str(resources.cpus_per_process)}
-        return Task(
-            name=stage.name if shard is None else shard_name(stage.name, shard),
-            submission=self._token,
-            command=tuple(line if shard is None else [*line, "--shard", str(shard)]),
-            folder=self._run.logs.resolve(),
-            nodes=resources.nodes,
-            processes_per_node=resources.processes,
-            cpus_per_process=resources.cpus_per_process,
-            environment=threads | resources.environment,
-            grace_seconds=resources.grace_seconds,
-            max_requeues=self._profile.max_requeues,
-            max_retries=self._profile.max_retries,
-        )
+        name = stage.name if shard is None else shard_name(stage.name, shard)
+        command = tuple(line if shard is None else [*line, "--shard", str(shard)])
+        task = task_on(resources, name, self._token, command, self._run.logs.resolve())
+        return replace(task, max_requeues=self._profile.max_requeues, max_retries=self._profile.max_retries)
 
 
 def sbatch_parameters(run: Run, submission: Submission, after: str, setup: list[str]) -> dict[str, Any]:
-    """What submitit hands to sbatch. Nothing of a user's goes into a line of shell but the profile's own setup."""
-    asked = submission.resources
-    memory = asked.memory_gb_per_process
-    parameters = {
-        "job_name": job_name(run, submission.stage.name),
-        "partition": asked.partition,
-        "account": asked.account,
-        "qos": asked.qos,
-        "constraint": asked.constraint,
-        "time": asked.time_limit_min,
-        "nodes": asked.nodes,
-        "ntasks_per_node": asked.processes,
-        "cpus_per_task": asked.cpus_per_process,
-        "gpus_per_node": asked.gpus_per_node or None,
-        "mem": None if memory is None else f"{round(memory * asked.processes * 1024)}M",
-        "signal_delay_s": asked.signal_lead_seconds,
-        "dependency": after or None,
-        "array_parallelism": asked.array_throttle or len(submission.shards or ()) or None,
-        "setup": setup,
-        "stderr_to_stdout": True,
-        "use_srun": False,
-    }
-    always: dict[str, Any] = {"requeue": True, "chdir": str(Path.cwd())}
-    if after:
-        always["kill-on-invalid-dep"] = "yes"
-    given = {key: value for key, value in parameters.items() if value is not None}
-    return given | {"additional_parameters": always | asked.options}
-
-
-def _snapshot(folder: Path) -> None:
-    """The code as it is now: edits after the submission change nothing."""
-    for package in PACKAGES:
-        shutil.copytree(
-            ROOT / package, folder / package, ignore=lambda _, names: [n for n in names if n == "__pycache__"]
-        )
-
-
-@contextlib.contextmanager
-def _outside_of_a_job() -> Iterator[None]:
-    """Hide the variables of a job in which this runs: what is submitted would take them for its own."""
-    hidden = {k: v for k, v in os.environ.items() if k.startswith(("SLURM_", "SBATCH_", "SRUN_")) and k != "SLURM_CONF"}
-    for key in hidden:
-        del os.environ[key]
-    try:
-        yield
-    finally:
-        os.environ.update(hidden)
+    """What submitit hands to sbatch for a stage."""
+    name, shards = job_name(run, submission.stage.name), len(submission.shards or ())
+    return resource_parameters(name, submission.resources, setup, after, shards)

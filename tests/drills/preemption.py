@@ -142,7 +142,7 @@ def signal_one(drill: Drill, processes: Processes, chance: random.Random, outcom
     if codes == [0, 0]:
         return False
     outcome.hung += codes is None
-    assert codes in (None, [75, 75]), codes
+    assert codes in (None, [75, 75]), f"{codes}\n{(drill.runs / 'drill.log').read_text()[-5000:]}"
     outcome.seconds.append(time.monotonic() - began)
     outcome.saved += _said_and_saved(drill)
     return True
