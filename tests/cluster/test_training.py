@@ -85,8 +85,8 @@ class Training:
         self.profile = write_profile(folder, **profile)
         self.recipe = prepared[0]
 
-    def submit(self) -> "Training":
-        launch(self.cluster, "run", self.recipe, "--on", self.profile, "--runs", self.runs)
+    def submit(self, *overrides: str) -> "Training":
+        launch(self.cluster, "run", self.recipe, "--on", self.profile, "--runs", self.runs, *overrides)
         return self
 
     def wait(self, condition: Callable[[], bool], seconds: float = 90) -> None:
@@ -142,35 +142,45 @@ def test_preempted_three_times(
 def test_two_nodes_with_two_ranks_each_give_the_losses_of_one_process(
     cluster: Cluster, prepared: tuple[Path, Path], tmp_path: Path
 ) -> None:
-    short = ("train.steps=8", "train.dropout=0.0", "name=wide")
-    run, alone = tmp_path / "runs" / "wide", tmp_path / "alone" / "wide"
-    profile = write_profile(tmp_path, stages={"train": {"nodes": 2}})
-    launch(cluster, "run", prepared[0], "--on", profile, "--runs", run.parent, *short)
-    for job in (["prepare"], ["shrink", "--student", "a"], ["train", "--student", "a"]):
-        command = [sys.executable, "-m", f"jobs.{job[0]}", str(prepared[0]), *job[1:], "--runs", str(alone.parent)]
-        subprocess.run([*command, *short], cwd=ROOT, check=True, capture_output=True)
-    wait((run / "students" / "a" / "final").exists, 120, run)
-    assert "on 4 process(es)" in (run / "logs" / "train-student-a.rank0.log").read_text()
-    assert cluster.job(job_of(run, "train-student-a"))["NumNodes"] == "2"
-    losses = [
-        [row["loss"] for row in read_jsonl(folder / "students" / "a" / "metrics.jsonl") if "loss" in row]
-        for folder in (run, alone)
+    short = ("train.steps=8", "train.dropout=0.0")
+    wide = Training(cluster, prepared, tmp_path / "wide", stages={"train": {"nodes": 2}})
+    alone = Training(cluster, prepared, tmp_path / "alone")
+    for training in (wide, alone):
+        (training.run / "recipe.yaml").unlink()  # it is another training of the prepared student
+    wide.submit(*short)
+    command = [
+        sys.executable,
+        "-m",
+        "jobs.train",
+        str(alone.recipe),
+        "--student",
+        "a",
+        "--runs",
+        str(alone.runs),
+        *short,
     ]
-    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
-    launch(cluster, "cancel", run)
+    subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
+    wide.wait_for_end()
+    assert "on 4 process(es)" in (wide.run / "logs" / "train-student-a.rank0.log").read_text()
+    assert cluster.job(job_of(wide.run, "train-student-a"))["NumNodes"] == "2"
+    rows = [read_jsonl(training.run / "students" / "a" / "metrics.jsonl") for training in (wide, alone)]
+    losses = [[row["loss"] for row in one if "loss" in row] for one in rows]
+    assert len(losses[0]) == 8 and losses[0] == pytest.approx(losses[1], rel=1e-5)
+    launch(cluster, "cancel", wide.run)
 
 
 def test_the_time_limit_comes_twice(
     cluster: Cluster, prepared: tuple[Path, Path], undisturbed: Path, tmp_path: Path
 ) -> None:
     """A job leaves by itself half a minute before its end and is requeued, as often as the profile allows."""
-    training = Training(cluster, prepared, tmp_path, time_limit_min=1, max_requeues=1).submit()
-    training.wait(lambda: codes(training.run, "train-student-a") == [75, 75], 150)
+    slowly = ("train.save_every_steps=1", "evaluate.every_steps=1")  # neither changes the weights
+    training = Training(cluster, prepared, tmp_path, time_limit_min=1, max_requeues=1)
+    (training.run / "recipe.yaml").unlink()
+    training.submit(*slowly).wait(lambda: codes(training.run, "train-student-a") == [75, 75], 150)
     training.wait(lambda: states(cluster, training.run)["train-student-a"] == "stopped", 30)
     assert "max_requeues: 1" in "".join(log.read_text() for log in training.run.glob("logs/slurm/*/*_0_log.out"))
-    assert "the time limit is near" in (training.run / "logs" / "train-student-a.rank0.log").read_text()
     training.profile = write_profile(tmp_path)  # the same command, with more time
-    training.submit().wait_for_end()
+    training.submit(*slowly).wait_for_end()
     training.is_as(undisturbed)
     launch(cluster, "cancel", training.run)
 
