@@ -29,8 +29,7 @@ class Claim:
         """Take the work. TakenOverError where a later attempt of the same SLURM job has it."""
         self._file = file
         self._own: dict[str, Any] = {
-            "job": _job(environment),
-            "restart": int(environment.get("SLURM_RESTART_COUNT") or 0),
+            **slurm_attempt(environment),
             "host": socket.gethostname(),
             "process": os.getpid(),
             "since": time.strftime("%Y-%m-%d %H:%M:%S"),
@@ -60,8 +59,9 @@ class Claim:
         )
 
 
-def _job(environment: Mapping[str, str]) -> str | None:
-    """SLURM's name of this job; None outside SLURM."""
+def slurm_attempt(environment: Mapping[str, str] = os.environ) -> dict[str, Any]:
+    """SLURM's name of this job (None outside SLURM), and how often it was begun before."""
+    job = environment.get("SLURM_JOB_ID")
     if "SLURM_ARRAY_JOB_ID" in environment:
-        return f"{environment['SLURM_ARRAY_JOB_ID']}_{environment['SLURM_ARRAY_TASK_ID']}"
-    return environment.get("SLURM_JOB_ID")
+        job = f"{environment['SLURM_ARRAY_JOB_ID']}_{environment['SLURM_ARRAY_TASK_ID']}"
+    return {"job": job, "restart": int(environment.get("SLURM_RESTART_COUNT") or 0)}

@@ -12,6 +12,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from distill.claim import slurm_attempt
 from distill.errors import InputError
 from distill.files import write_text
 
@@ -35,6 +36,7 @@ class RunLock:
             "host": socket.gethostname(),
             "process": os.getpid(),
             "started": _process_start(os.getpid()),
+            **slurm_attempt(),
             "since": time.strftime("%Y-%m-%d %H:%M:%S"),
             "id": secrets.token_hex(8),
         }
@@ -103,6 +105,9 @@ class RunLock:
             marker.unlink(missing_ok=True)
 
     def _is_alive(self, holder: dict[str, Any]) -> bool:
+        job = self._own["job"]
+        if job is not None and holder.get("job") == job and holder["restart"] < self._own["restart"]:
+            return False  # SLURM has ended it, or lost its node
         if holder["host"] == self._own["host"]:
             return bool(_process_start(holder["process"]) == holder["started"])
         return self._age(self._file) < STALE_SECONDS

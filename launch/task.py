@@ -13,7 +13,7 @@ import time
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from distill.files import append_jsonl, read_jsonl
 from distill.preemption import END_VARIABLE, GRACE_VARIABLE, SIGNALS
@@ -57,7 +57,10 @@ class Task:
         return attempts_file(self.folder, self.name)
 
     def __call__(self) -> None:
-        """Return where the stage is done; StageFailedError where it failed for good; else leave the process."""
+        """StageFailedError where the stage failed for good; else the process ends here.
+
+        Nothing is returned: submitit would pickle it, and a pickle that is killed half way blocks the next attempt.
+        """
         for (
             number
         ) in SIGNALS:  # in place of submitit's handlers: they are for the processes, which have them from SLURM
@@ -66,7 +69,7 @@ class Task:
         code = self._run()
         self._record(event="end", code=code)
         if code == 0:
-            return
+            _leave(0)
         reason = self._why_not_again(code)
         if reason:
             raise StageFailedError(f"{self.name} ended with exit code {code} {reason}; its log: {self.log}")
@@ -77,8 +80,7 @@ class Task:
                 f"{self.name} ended with exit code {code}, and SLURM refuses to requeue it ({asked.stderr.strip()}); "
                 "submit again to continue"
             )
-        sys.stdout.flush()
-        os._exit(code)
+        _leave(code)
 
     def _run(self) -> int:
         """The exit code of srun: the highest of its processes', 128 + n where signal n ended one."""
@@ -135,6 +137,12 @@ class Task:
     def _say(self, text: str) -> None:
         with self.log.open("a", encoding="utf-8") as log:
             log.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} [SLURM job {job_id()}] {text}\n")
+
+
+def _leave(code: int) -> NoReturn:
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
 
 
 def attempts_file(logs: Path, name: str) -> Path:

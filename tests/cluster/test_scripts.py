@@ -1,5 +1,6 @@
 """The sbatch scripts for labels and for a whole recipe, and SLURM's numbers that begin again."""
 
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -8,7 +9,18 @@ import pytest
 
 from distill.files import read_json
 from tests.cluster.conftest import FIRST_JOB, Cluster, running_cluster
-from tests.cluster.runs import LABELS, STUDENT, job_of, launch, states, wait, write_profile, write_recipe, write_yaml
+from tests.cluster.runs import (
+    LABELS,
+    STUDENT,
+    codes,
+    job_of,
+    launch,
+    states,
+    wait,
+    write_profile,
+    write_recipe,
+    write_yaml,
+)
 from tests.conftest import ROOT
 
 pytestmark = pytest.mark.cluster
@@ -86,6 +98,38 @@ def test_what_sbatch_refuses_is_told_and_the_same_command_goes_on(
         launch(cluster, "cancel", run)
     finally:
         cluster.run("scontrol", "update", "partitionname=low", "state=up")
+
+
+def test_jobs_that_wait_for_ever_are_replaced_and_a_torn_pickle_blocks_nobody(
+    cluster: Cluster, tiny: tuple[Path, Path], tmp_path: Path
+) -> None:
+    """Where a site does not cancel them, those after a failure stay pending with a dependency that is never satisfied."""
+    teacher, corpus = tiny
+    own = shutil.copytree(corpus, tmp_path / "corpus")
+    recipe, run = write_recipe(tmp_path, teacher, own), tmp_path / "runs" / "tiny"
+    stubborn = write_profile(tmp_path, options={"kill-on-invalid-dep": "no"})
+    submit = ("run", recipe, "--on", stubborn, "--runs", run.parent)
+    cluster.run("scontrol", "update", "partitionname=low", "state=down")
+    try:
+        launch(cluster, *submit)
+        own.rename(tmp_path / "away")
+        cluster.run("scontrol", "update", "partitionname=low", "state=up")
+        wait(lambda: states(cluster, run)["prepare"] == "failed", 60, run)
+        wait(lambda: states(cluster, run)["shrink-student-a"] == "cancelled", 20, run)
+        stuck = job_of(run, "shrink-student-a")
+        assert codes(run, "prepare") == [2] and cluster.job(stuck)["JobState"] == "PENDING"
+
+        cluster.run("scontrol", "update", "partitionname=low", "state=down")
+        (tmp_path / "away").rename(own)
+        launch(cluster, *submit)
+        assert cluster.job(stuck)["JobState"] == "CANCELLED"
+        again = read_json(run / "logs" / "graph.json")["prepare"]["jobs"][-1]
+        (run / "logs" / "slurm" / again["submission"] / f"{again['job']}_0_result.save_tmp").touch()
+    finally:
+        cluster.run("scontrol", "update", "partitionname=low", "state=up")
+    cluster.wait_for(job_of(run, "prepare"), "COMPLETED", "FAILED", seconds=60)
+    assert cluster.job(job_of(run, "prepare"))["JobState"] == "COMPLETED"
+    launch(cluster, "cancel", run)
 
 
 def test_a_bad_profile_is_refused_before_anything_is_made(

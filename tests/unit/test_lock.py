@@ -52,6 +52,17 @@ def test_a_process_that_got_the_number_of_a_dead_one_is_not_its_holder(tmp_path:
         assert holder(tmp_path)["started"] != "1"
 
 
+def test_a_job_that_slurm_runs_again_has_the_run_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its node may have died a moment ago, with the launcher on it."""
+    monkeypatch.setenv("SLURM_JOB_ID", "17")
+    forge(tmp_path, host="elsewhere", id="far")
+    with pytest.raises(InputError, match="on elsewhere"), RunLock(tmp_path):  # not a restart: both may be alive
+        pass
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
+    with RunLock(tmp_path):
+        assert holder(tmp_path)["restart"] == 1
+
+
 def test_a_holder_on_another_machine_lives_by_its_heartbeat(tmp_path: Path) -> None:
     forge(tmp_path, host="elsewhere", id="far")
     with pytest.raises(InputError, match="on elsewhere"), RunLock(tmp_path):
