@@ -65,7 +65,8 @@ class Task:
             number
         ) in SIGNALS:  # in place of submitit's handlers: they are for the processes, which have them from SLURM
             signal.signal(number, lambda *_: None)
-        self._record(event="start", restart=int(os.environ.get("SLURM_RESTART_COUNT") or 0), host=os.uname().nodename)
+        node = os.environ.get("SLURMD_NODENAME", os.uname().nodename)
+        self._record(event="start", restart=int(os.environ.get("SLURM_RESTART_COUNT") or 0), host=node)
         code = self._run()
         self._record(event="end", code=code)
         if code == 0:

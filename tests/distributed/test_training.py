@@ -197,10 +197,11 @@ def test_validation_is_recorded_from_step_zero(trained: Path) -> None:
 
 # ------------------------------------------------------------------------------------------------ resume
 
+SAVED = {"save_every_steps": 3, "log_every_steps": 1}
 RESUMED: dict[str, dict[str, Any]] = {
-    f"{name}-zero{stage}": {"zero_stage": stage, "save_every_steps": 3, "log_every_steps": 1, **more}
-    for stage in range(4)
-    for name, more in (("plain", {}), ("dropout", {"dropout": 0.2}))
+    f"{precision}-zero{stage}": {"zero_stage": stage, "precision": precision, "dropout": 0.2, **SAVED}
+    for precision, stages in (("fp32", (0, 1, 2, 3)), ("bf16", (2, 3)))
+    for stage in stages
 }
 
 
