@@ -21,6 +21,8 @@ from launch.queue import ask, is_running
 from launch.state import EXIT_STOPPED
 
 EXIT_INPUT = 2
+UNHEARD = (128 + signal.SIGUSR1, 128 + signal.SIGUSR2)
+"""Of a process that SLURM's signal ended before it listened: it had not begun anything."""
 PATIENCE_SECONDS = 120.0
 """How long SLURM's controller may be away when a job wants to be requeued."""
 
@@ -84,7 +86,7 @@ class Task:
         _leave(code)
 
     def _run(self) -> int:
-        """The exit code of srun: the highest of its processes', 128 + n where signal n ended one."""
+        """The exit code of srun: the highest of its processes', 128 + n where signal n ended one; 75 for all stops."""
         command = [
             "srun",
             f"--nodes={self.nodes}",
@@ -100,7 +102,8 @@ class Task:
             code = subprocess.run(
                 command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment, check=False
             ).returncode
-        return code if code >= 0 else 128 - code
+        code = code if code >= 0 else 128 - code
+        return EXIT_STOPPED if code in UNHEARD else code
 
     def _limits(self) -> dict[str, str]:
         """When SLURM kills the job, for its processes; older versions do not tell them."""

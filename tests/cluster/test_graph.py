@@ -107,7 +107,8 @@ def test_a_killed_task_and_a_dead_node_cost_no_label(cluster: Cluster, tiny: tup
     run = tmp_path / "runs" / "tiny"
     launch(cluster, "run", recipe, "--on", write_profile(tmp_path), "--runs", tmp_path / "runs")
     wait(lambda: bool(attempts(run, "label-t.shard-00003")), 90, run)
-    wait(lambda: bool(processes_of(run, "--shard 1")), 20, run)
+    wait(lambda: len(processes_of(run, "--shard")) == 4, 20, run)
+    os.kill(processes_of(run, "--shard 2")[0], signal.SIGUSR2)  # it may not listen yet
     os.kill(processes_of(run, "--shard 1")[0], signal.SIGKILL)
     wait(lambda: codes(run, "label-t.shard-00001") == [137], 20, run)
     node = attempts(run, "label-t.shard-00003")[0]["host"]
@@ -117,6 +118,7 @@ def test_a_killed_task_and_a_dead_node_cost_no_label(cluster: Cluster, tiny: tup
     finally:
         cluster.node("start", node)
     assert codes(run, "label-t.shard-00001") == [137, 0]
+    assert codes(run, "label-t.shard-00002") == [75, 0]
     restarts = [row["restart"] for row in attempts(run, "label-t.shard-00003") if row["event"] == "start"]
     assert restarts == [0, 1] and set(codes(run, "label-t.shard-00003")) == {0}
 
