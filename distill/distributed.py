@@ -13,6 +13,7 @@ import torch.distributed as dist
 from torch._C._distributed_c10d import HashStore
 
 from distill.errors import InputError
+from distill.preemption import GPU_VARIABLE
 
 TIMEOUT = timedelta(hours=2)  # rank 0 may score a large validation set while the others wait
 
@@ -89,6 +90,11 @@ def place(environment: Mapping[str, str] = os.environ) -> World:
     launched = launched_ranks(environment)
     rank, size, local_rank = (int(launched[key]) for key in ("RANK", "WORLD_SIZE", "LOCAL_RANK"))
     if not torch.cuda.is_available():
+        if environment.get(GPU_VARIABLE):
+            raise InputError(
+                f"{environment[GPU_VARIABLE]} GPUs per node were asked for, but torch {torch.__version__} finds none here. "
+                "Install a build for them (python -m launch doctor), or ask for gpus_per_node: 0."
+            )
         return World(rank, size, local_rank, torch.device("cpu"))
     device = torch.device("cuda", local_rank % torch.cuda.device_count())
     torch.cuda.set_device(device)

@@ -217,8 +217,8 @@ class Run:
         if settings.train is None:
             assert isinstance(settings, Teacher) and settings.model is not None
             return settings.model
-        if not member.best.exists():
-            raise InputError(f"{member} has no {member.best}; train it first (python -m jobs.train).")
+        if not member.is_trained():
+            raise InputError(f"{member} has no {member.final}; train it first (python -m jobs.train).")
         return str(member.best)
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Literal, NoReturn
 
 from distill.errors import InputError
-from distill.preemption import GRACE_VARIABLE, StopFlag, StoppedError, end_of_job
+from distill.preemption import GRACE_VARIABLE, VERDICT_VARIABLE, StopFlag, StoppedError, end_of_job
 from distill.preflight import check_recipe
 from distill.recipe_file import load_recipe
 from distill.run import LabelSet, Member, Run, Split, open_run
@@ -63,6 +63,8 @@ def main(
         job(Arguments(run, member, options.split, options.shard, labels, stop))
     except InputError as error:
         log.error("%s", error)
+        if verdict := os.environ.get(VERDICT_VARIABLE):
+            Path(verdict).touch()
         _leave(EXIT_INPUT)
     except StoppedError as error:
         log.warning("stopped (%s); what is finished is saved, run the same command again to continue", error)

@@ -12,8 +12,8 @@ from distill.errors import InputError
 from distill.files import write_text
 from distill.run import Run
 from launch.lock import holder_of
-from launch.queue import has_slurm, scancel
-from launch.slurm import RunQueue
+from launch.queue import has_slurm, queued_jobs, scancel
+from launch.slurm import read_queue
 from launch.state import GraphState
 from launch.task import cancelled_file
 
@@ -22,20 +22,23 @@ PATIENCE_SECONDS = 600.0  # a save may take long
 
 def cancel(run: Run, console: Console) -> int:
     """0 when nothing of the run is active any more; InputError where something goes on, which is named."""
-    ended = _cancel_launcher(run) + (_cancel_queued(run) if has_slurm() else [])
+    ended = (_cancel_queued(run) if has_slurm() else []) + _cancel_launcher(run)
     what = f"cancelled {', '.join(ended)}" if ended else f"nothing of {run.folder} is running or queued"
     console.print(what, highlight=False, soft_wrap=True)
     return 0
 
 
 def _cancel_queued(run: Run) -> list[str]:
-    write_text(cancelled_file(run.logs), "")
-
     def active() -> list[str]:
-        return RunQueue(run, GraphState(run.logs)).active_ids()
+        return read_queue(run, GraphState(run.logs)).active_ids()
 
-    ended = active()
-    _ask_until_gone(active, scancel)  # again and again: one that was just being requeued comes back
+    ended = active()  # an InputError here leaves everything as it was
+    write_text(cancelled_file(run.logs), "")
+    try:
+        _ask_until_gone(active, scancel)  # again and again: one that was just being requeued comes back
+    except InputError:
+        cancelled_file(run.logs).unlink()
+        raise
     return [f"SLURM job(s) {', '.join(ended)}"] if ended else []
 
 
@@ -44,6 +47,9 @@ def _cancel_launcher(run: Run) -> list[str]:
     if holder is None:
         return []
     name = f"process {holder['process']} on {holder['host']}"
+    if holder.get("job") and has_slurm():  # slurm/run.sbatch
+        _ask_until_gone(lambda: [job.id for job in queued_jobs() if job.id == holder["job"] and job.is_active], scancel)
+        return [f"SLURM job {holder['job']}"]
     if holder["host"] != socket.gethostname():
         raise InputError(f"{run.folder} is being run by {name}. Cancel it on that machine.")
     os.kill(holder["process"], signal.SIGTERM)
@@ -52,9 +58,10 @@ def _cancel_launcher(run: Run) -> list[str]:
 
 
 def _ask_until_gone(active: Callable[[], list[str]], ask: Callable[[list[str]], None]) -> None:
-    deadline = time.monotonic() + PATIENCE_SECONDS
+    deadline, pause = time.monotonic() + PATIENCE_SECONDS, 0.5
     while names := active():
         if time.monotonic() > deadline:
             raise InputError(f"{', '.join(names)} did not end within {PATIENCE_SECONDS:.0f} s. Look at the logs.")
         ask(names)
-        time.sleep(0.5)
+        time.sleep(pause)
+        pause = min(2 * pause, 10.0)

@@ -15,7 +15,7 @@ from distill.preflight import check_recipe
 from distill.reading import split_files
 from distill.recipe import Recipe
 from distill.recipe_file import load_recipe
-from distill.run import Run, check_unchanged, open_run
+from distill.run import Run, check_unchanged
 from launch import local, overview, slurm, status
 from launch.cancel import cancel
 from launch.doctor.command import examine_cluster, examine_this_machine
@@ -57,18 +57,17 @@ def run(
         check_recipe(loaded)
         split_files(loaded.corpus)
         world = local.processes_here(processes)
+        planned = Run(loaded, runs / loaded.name)
+        check_unchanged(planned)
         if dry_run:
-            planned = Run(loaded, runs / loaded.name)
-            check_unchanged(planned)
             here = overview.this_machine(world)
             place = overview.cluster(planned, profile, profile_file) if profile and profile_file else here
             overview.show(planned, place, console)
             return
-        opened = open_run(loaded, runs)
         if profile:
-            code = slurm.submit(opened, profile, console)
+            code = slurm.submit(planned, profile, console)
         else:
-            code = local.run_graph(opened, world, console, time_limit, grace)
+            code = local.run_graph(planned, world, console, time_limit, grace)
     sys.exit(code)
 
 

@@ -21,8 +21,9 @@ from typing import IO, Any
 from rich.console import Console
 
 from distill.errors import InputError
+from distill.files import check_writable
 from distill.preemption import END_VARIABLE, GRACE_VARIABLE, SIGNALS, StopFlag, end_of_job
-from distill.run import Run
+from distill.run import Run, open_run
 from distill.stages import Stage, stages
 from launch.lock import LockLostError, RunLock
 from launch.slurm import refuse_queued
@@ -86,8 +87,10 @@ def run_graph(
         os.environ[END_VARIABLE] = str(int(ends_at))
     if grace_seconds is not None:
         os.environ[GRACE_VARIABLE] = str(grace_seconds)
+    check_writable(run.folder)
     with RunLock(run.logs) as lock:
-        refuse_queued(run)
+        refuse_queued(run, console)
+        open_run(run.recipe, run.folder.parent)
         state = GraphState(run.logs)
         state.wait_for_orphans(stop)
         for stage in graph:

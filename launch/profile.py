@@ -17,6 +17,8 @@ Text = Annotated[str, StringConstraints(min_length=1, max_length=1000, pattern=r
 Variable = Annotated[str, StringConstraints(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
 Option = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z-]*$")]
 NotNegative = Annotated[int, BeforeValidator(no_bool), Field(ge=0)]
+OWN_OPTIONS = {"array", "chdir", "dependency", "error", "export", "job-name", "nodes", "ntasks", "ntasks-per-node", "open-mode",
+               "output", "signal", "time", "wrap"}  # fmt: skip
 ON_A_GPU: tuple[JobName, ...] = ("cache", "convert", "label", "train", "evaluate", "benchmark")
 
 
@@ -93,13 +95,27 @@ def load_profile(path: Path) -> Profile:
     except ValidationError as error:
         raise InputError(explain(error, Profile, f"{path} is not a valid profile:", is_inherited)) from None
     _refuse_late_signals(profile, path)
+    _refuse_own_options(profile, path)
     return profile
 
 
 def _refuse_late_signals(profile: Profile, path: Path) -> None:
-    for name, block in (("", profile), *((f"stages.{job}.", block) for job, block in profile.stages.items())):
+    for name, block in _blocks(profile):
         if block.signal_lead_seconds >= 60 * block.time_limit_min:
             raise InputError(
                 f"{path} is not a valid profile:\n  {name}signal_lead_seconds: {block.signal_lead_seconds} given, but "
                 f"the time limit is {block.time_limit_min} min; expected less, or a job is stopped as it begins"
             )
+
+
+def _refuse_own_options(profile: Profile, path: Path) -> None:
+    for name, block in _blocks(profile):
+        if wrong := sorted(OWN_OPTIONS & set(block.options)):
+            raise InputError(
+                f"{path} is not a valid profile:\n  {name}options: {', '.join(wrong)} given; the launcher sets this itself, or "
+                "it has a key of its own; leave it out"
+            )
+
+
+def _blocks(profile: Profile) -> list[tuple[str, Resources]]:
+    return [("", profile), *((f"stages.{job}.", block) for job, block in profile.stages.items())]

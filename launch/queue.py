@@ -1,6 +1,7 @@
 """What SLURM says about jobs: squeue, and sacct where the cluster keeps accounts. Nothing of submitit, no torch."""
 
-import getpass
+import os
+import re
 import shutil
 import subprocess
 from dataclasses import dataclass
@@ -9,8 +10,21 @@ from distill.errors import InputError
 
 ANSWER_SECONDS = 30.0
 IDS_AT_ONCE = 500  # of one command line
-ENDED = ("BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED", "NODE_FAIL", "OUT_OF_MEMORY", "TIMEOUT")
-"""States that a job of `squeue --states=all` keeps. A preempted one that is requeued is PENDING again."""
+ENDED = (
+    "BOOT_FAIL",
+    "CANCELLED",
+    "COMPLETED",
+    "DEADLINE",
+    "FAILED",
+    "NODE_FAIL",
+    "OUT_OF_MEMORY",
+    "PREEMPTED",
+    "REVOKED",
+    "TIMEOUT",
+)
+"""States that a job keeps. PREEMPTED is that of a partition which cancels; one that is requeued is PENDING again."""
+OF_THE_USER = ("SQUEUE_", "SACCT_", "SCONTROL_", "SCANCEL_", "SLURM_TIME_FORMAT")
+"""Variables that change what SLURM's commands show."""
 NEVER = "DependencyNeverSatisfied"
 
 
@@ -41,7 +55,13 @@ def ask(*command: str) -> subprocess.CompletedProcess[str]:
     """
     try:
         return subprocess.run(
-            command, capture_output=True, text=True, check=False, timeout=ANSWER_SECONDS, start_new_session=True
+            command,
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=ANSWER_SECONDS,
+            start_new_session=True,
+            env={name: value for name, value in os.environ.items() if not name.startswith(OF_THE_USER)},
         )
     except subprocess.TimeoutExpired:
         return subprocess.CompletedProcess(command, 1, "", f"no answer within {ANSWER_SECONDS:.0f} s")
@@ -55,8 +75,7 @@ def queued_jobs() -> list[QueuedJob]:
     """All jobs of this user that SLURM still knows, tasks of arrays one by one. InputError where it does not answer."""
     if not has_slurm():
         raise InputError("squeue was not found, expected the commands of SLURM here. Use a login node of the cluster.")
-    user = f"--user={getpass.getuser()}"
-    asked = ask("squeue", "--noheader", "--array", "--states=all", user, "--format=%i|%T|%r|%j")
+    asked = ask("squeue", "--noheader", "--array", "--states=all", "--me", "--format=%i|%T|%r|%j")
     if asked.returncode:
         raise InputError(f"SLURM does not answer: {asked.stderr.strip()}. Try again when it does.")
     return [_parse(line) for line in asked.stdout.splitlines()]
@@ -84,9 +103,13 @@ def ended_jobs(ids: list[str]) -> dict[str, str]:
     return {job: state.split()[0] for job, state in pairs}
 
 
-def is_running(job: str) -> bool | None:
-    """Whether a job goes on: not while it completes, for a job that was cancelled does. None where SLURM does not answer."""
+def is_running(job: str, restart: int) -> bool | None:
+    """Whether this attempt at a job goes on; None where SLURM does not answer.
+
+    It does not while the job completes (as one does that was cancelled), nor where SLURM has begun it again elsewhere.
+    """
     asked = ask("scontrol", "show", "job", "--oneliner", job)
     if asked.returncode:
         return None
-    return " JobState=RUNNING " in asked.stdout
+    restarts = re.search(r" Restarts=(\d+) ", asked.stdout)
+    return " JobState=RUNNING " in asked.stdout and restarts is not None and int(restarts[1]) == restart

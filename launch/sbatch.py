@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from distill.preemption import GPU_VARIABLE
 from launch.profile import Resources
 from launch.task import Task
 
@@ -28,6 +29,7 @@ def send(tasks: list[Task], parameters: dict[str, Any], folder: Path) -> str:
 
 def task_on(resources: Resources, name: str, submission: str, command: tuple[str, ...], folder: Path) -> Task:
     """A task that comes back after no stop and no failure."""
+    needs_gpu = {GPU_VARIABLE: str(resources.gpus_per_node)} if resources.gpus_per_node else {}
     return Task(
         name=name,
         submission=submission,
@@ -36,8 +38,9 @@ def task_on(resources: Resources, name: str, submission: str, command: tuple[str
         nodes=resources.nodes,
         processes_per_node=resources.processes,
         cpus_per_process=resources.cpus_per_process,
-        environment={"OMP_NUM_THREADS": str(resources.cpus_per_process)} | resources.environment,
+        environment=needs_gpu | {"OMP_NUM_THREADS": str(resources.cpus_per_process)} | resources.environment,
         grace_seconds=resources.grace_seconds,
+        signal_lead_seconds=resources.signal_lead_seconds,
     )
 
 
@@ -69,7 +72,8 @@ def resource_parameters(
     if after:
         always["kill-on-invalid-dep"] = "yes"
     given = {key: value for key, value in parameters.items() if value is not None}
-    return given | {"additional_parameters": always | asked.options}
+    more = {key: value for key, value in (always | asked.options).items() if value is not False}
+    return given | {"additional_parameters": more}
 
 
 def snapshot(folder: Path) -> None:

@@ -3,7 +3,6 @@
 import hashlib
 import secrets
 import shlex
-import shutil
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -12,16 +11,20 @@ from typing import Any
 from rich.console import Console
 
 from distill.errors import InputError
-from distill.run import Run
+from distill.files import check_writable
+from distill.recipe_file import load_recipe
+from distill.run import Run, open_run, refuse_changes
 from distill.stages import Stage, shard_name, stages
 from launch.lock import RunLock
 from launch.profile import Profile, Resources
-from launch.queue import QueuedJob, queued_jobs, scancel
+from launch.queue import QueuedJob, has_slurm, queued_jobs, scancel
 from launch.sbatch import resource_parameters, send, setup_lines, snapshot, task_on
 from launch.state import GraphState
 from launch.task import Task, cancelled_file
 
 MAX_ARRAY = 1000  # SLURM's own default limit is 1,001
+CONTINUED = ("train", "label", "cache", "evaluate")
+"""Jobs that go on where an earlier attempt stopped."""
 
 
 @dataclass(frozen=True)
@@ -39,27 +42,42 @@ def submit(run: Run, profile: Profile, console: Console) -> int:
     if all(stage.is_complete() for stage in graph):
         console.print(f"nothing to do: {run.folder} is complete, see {run.report / 'report.md'}", soft_wrap=True)
         return 0
+    if "%" in str(run.folder.resolve()):
+        raise InputError(
+            f"{run.folder.resolve()} has a '%', which SLURM replaces in the names of its logs. Choose another --runs."
+        )
+    check_writable(run.folder)
     with RunLock(run.logs):
         state = GraphState(run.logs)
-        queue = RunQueue(run, state)
-        queue.cancel_stuck()
-        missing = [submission for stage in graph for submission in _missing(stage, profile, queue)]
+        queue = read_queue(run, state)
+        if queue.active_ids():  # the recipe is theirs, also before the corpus is made
+            refuse_changes(load_recipe(run.recipe_file), run.recipe, run.folder)
+        open_run(run.recipe, run.folder.parent)
+        missing, outdated = plan(graph, profile, queue)
         if not missing:
             raise InputError(
                 f"{run.folder} is being run by SLURM: job(s) {', '.join(queue.active_ids())}. Nothing is missing or failed; "
                 f"watch it with `python -m launch status {shlex.quote(str(run.folder))} --watch`, or cancel it."
             )
         cancelled_file(run.logs).unlink(missing_ok=True)
+        scancel(outdated)
         Submitter(run, profile, state, queue, console).submit(missing)
     console.print(f"watch it: python -m launch status {shlex.quote(str(run.folder))} --watch", soft_wrap=True)
     return 0
 
 
-def refuse_queued(run: Run) -> None:
+def refuse_queued(run: Run, console: Console) -> None:
     """InputError where SLURM has jobs of this run, which must not be run here as well."""
-    if not any("jobs" in entry for entry in GraphState(run.logs).stages.values()) or shutil.which("squeue") is None:
+    state = GraphState(run.logs)
+    if not any("jobs" in entry for entry in state.stages.values()):
         return
-    active = RunQueue(run, GraphState(run.logs)).active_ids()
+    if not has_slurm():
+        console.print(
+            f"[yellow]{run.folder} was submitted to SLURM, and squeue is not here to ask whether it still runs",
+            soft_wrap=True,
+        )
+        return
+    active = read_queue(run, state).active_ids()
     if active:
         raise InputError(
             f"{run.folder} is being run by SLURM: job(s) {', '.join(active)}. Wait for them, or cancel them: "
@@ -67,10 +85,25 @@ def refuse_queued(run: Run) -> None:
         )
 
 
+def plan(graph: list[Stage], profile: Profile, queue: "RunQueue") -> tuple[list[Submission], list[str]]:
+    """(what to submit, jobs to cancel before): everything that is neither complete nor queued, and what waits for that.
+
+    Jobs that wait for one which failed never start, and those that were queued before a stage was added do not wait for it.
+    """
+    missing: list[Submission] = []
+    outdated = [job.id for job in queue.all_jobs() if job.is_stuck]
+    for stage in (stage for stage in graph if not stage.is_complete()):
+        again = {submission.stage.name for submission in missing}
+        active = queue.active(stage)
+        if again & set(stage.needs) and all(job.state == "PENDING" for job in active):
+            outdated += [job.id for job in active]
+            queue.forget(stage)
+        missing += _missing(stage, profile, queue)
+    return missing, outdated
+
+
 def _missing(stage: Stage, profile: Profile, queue: "RunQueue") -> Iterator[Submission]:
-    """What must be submitted for a stage: nothing where it is complete or queued; of shards those that are neither."""
-    if stage.is_complete():
-        return
+    """What must be submitted for a stage: nothing where it is queued; of shards those that are neither done nor queued."""
     if stage.kind != "workers":
         if not queue.active(stage):
             yield Submission(stage, profile.of(stage))
@@ -93,10 +126,10 @@ def job_name(run: Run, stage: str) -> str:
 class RunQueue:
     """Those jobs in SLURM's queue that belong to a run, by their names."""
 
-    def __init__(self, run: Run, state: GraphState) -> None:
+    def __init__(self, run: Run, state: GraphState, queued: list[QueuedJob]) -> None:
         prefix, suffix = f"{run.recipe.name}.", f".{run_id(run)}"
         self._jobs: dict[str, list[QueuedJob]] = {}
-        for job in queued_jobs():
+        for job in queued:
             if job.name.startswith(prefix) and job.name.endswith(suffix):
                 self._jobs.setdefault(job.name.removeprefix(prefix).removesuffix(suffix), []).append(job)
         self._state = state
@@ -125,9 +158,14 @@ class RunQueue:
             return [shard.number for shard in stage.shards]
         return [known[array][int(index or 0)]]
 
-    def cancel_stuck(self) -> None:
-        """End the jobs that wait for one that has failed; they would wait for ever."""
-        scancel([job.id for job in self.all_jobs() if job.is_stuck])
+    def forget(self, stage: Stage) -> None:
+        """Its jobs are about to be cancelled."""
+        self._jobs.pop(stage.name, None)
+
+
+def read_queue(run: Run, state: GraphState) -> RunQueue:
+    """InputError where SLURM does not answer."""
+    return RunQueue(run, state, queued_jobs())
 
 
 class Submitter:
@@ -179,7 +217,12 @@ class Submitter:
         name = stage.name if shard is None else shard_name(stage.name, shard)
         command = tuple(line if shard is None else [*line, "--shard", str(shard)])
         task = task_on(resources, name, self._token, command, self._run.logs.resolve())
-        return replace(task, max_requeues=self._profile.max_requeues, max_retries=self._profile.max_retries)
+        return replace(
+            task,
+            max_requeues=self._profile.max_requeues,
+            max_retries=self._profile.max_retries,
+            begins_anew=stage.job not in CONTINUED,
+        )
 
 
 def sbatch_parameters(run: Run, submission: Submission, after: str, setup: list[str]) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from distill.files import read_jsonl
 from distill.run import Run
 from distill.stages import Stage, shard_name, stages
 from launch.queue import QueuedJob, ended_jobs, has_slurm
-from launch.slurm import RunQueue
+from launch.slurm import RunQueue, read_queue
 from launch.state import EXIT_STOPPED, GraphState, stage_state
 from launch.task import attempts_file
 
@@ -75,7 +75,7 @@ def watch(run: Run, console: Console) -> None:
         while True:
             rows, note = read(run)
             live.update(table(run, rows, note), refresh=True)
-            if not any(row.state in ("running", "waiting", "preempted") for row in rows if row.is_begun):
+            if not note and not any(row.state in ("running", "waiting", "preempted") for row in rows if row.is_begun):
                 return
             time.sleep(WATCH_SECONDS)
 
@@ -99,7 +99,7 @@ def read(run: Run) -> tuple[list[Row], str]:
     state, queue, note = GraphState(run.logs), None, ""
     if any("jobs" in entry for entry in state.stages.values()):
         try:
-            queue = RunQueue(run, state) if has_slurm() else None
+            queue = read_queue(run, state) if has_slurm() else None
             note = "" if queue else "squeue is not on this machine: only the files were looked at"
         except InputError as error:
             note = f"{error} Only the files were looked at."
@@ -158,7 +158,8 @@ def _state_on_slurm(
     if codes:
         return ("stopped" if set(codes) == {EXIT_STOPPED} else "failed"), f"(exit code {max(codes)})"
     if not asked:
-        return "waiting", "(as far as the files tell)"
+        begun = any(rows[-1]["event"] == "start" for rows in attempts.values() if rows)
+        return ("running" if begun else "waiting"), "(as far as the files tell)"
     ended = {job.state for job in jobs} | set(ended_jobs([newest]).values())
     if ended & {"CANCELLED"} or any(job.is_stuck for job in jobs):
         return "cancelled", "" if attempts else "(what it needs failed, or by hand)"
@@ -171,13 +172,13 @@ def _reason(jobs: list[QueuedJob]) -> str:
 
 
 def _attempts(run: Run, stage: Stage, state: GraphState) -> dict[str, list[dict[str, Any]]]:
-    """What the jobs of the newest submissions recorded, by stage or shard."""
+    """What the jobs of the newest submission recorded, by stage or shard."""
     if not state.jobs(stage.name):
         return {}
-    submissions = {entry["submission"] for entry in state.jobs(stage.name)}
+    newest = state.jobs(stage.name)[-1]["submission"]
     folder = attempts_file(run.logs, stage.name).parent
     files = [*folder.glob(f"{stage.name}.jsonl"), *folder.glob(f"{stage.name}.shard-*.jsonl")]
-    return {file.stem: [row for row in read_jsonl(file) if row["submission"] in submissions] for file in sorted(files)}
+    return {file.stem: [row for row in read_jsonl(file) if row["submission"] == newest] for file in sorted(files)}
 
 
 def _log(run: Run, stage: Stage, state: str, attempts: dict[str, list[dict[str, Any]]]) -> Path | None:

@@ -16,14 +16,17 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from distill.files import append_jsonl, read_jsonl
-from distill.preemption import END_VARIABLE, GRACE_VARIABLE, SIGNALS
+from distill.preemption import END_VARIABLE, GRACE_VARIABLE, SIGNALS, VERDICT_VARIABLE
 from launch.queue import ask, is_running
 from launch.state import EXIT_STOPPED
 
 EXIT_INPUT = 2
 UNHEARD = (128 + signal.SIGUSR1, 128 + signal.SIGUSR2)
 """Of a process that SLURM's signal ended before it listened: it had not begun anything."""
-PATIENCE_SECONDS = 120.0
+EARLY_SECONDS = 75.0  # SLURM may send the signal of a time limit a minute before it was asked to
+OF_OTHER_LAUNCHERS = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT", END_VARIABLE, GRACE_VARIABLE)
+"""What lay in the environment of the submission would be taken for this job's."""
+PATIENCE_SECONDS = 600.0
 """How long SLURM's controller may be away when a job wants to be requeued."""
 
 
@@ -48,6 +51,9 @@ class Task:
     grace_seconds: float | None = None
     max_requeues: int = 0
     max_retries: int = 0
+    begins_anew: bool = False
+    """Nothing of an attempt is left to the next: what does not fit the time limit never will."""
+    signal_lead_seconds: int = 0
 
     @property
     def log(self) -> Path:
@@ -69,23 +75,15 @@ class Task:
             signal.signal(number, lambda *_: None)
         node = os.environ.get("SLURMD_NODENAME", os.uname().nodename)
         self._record(event="start", restart=int(os.environ.get("SLURM_RESTART_COUNT") or 0), host=node)
-        code = self._run()
+        end = _end_time(ask("squeue", "--noheader", "--format=%e", f"--jobs={job_id()}").stdout)
+        code = self._run(end)
         self._record(event="end", code=code)
         if code == 0:
             _leave(0)
-        reason = self._why_not_again(code)
-        if reason:
-            raise StageFailedError(f"{self.name} ended with exit code {code} {reason}; its log: {self.log}")
-        self._say(f"exit code {code}: requeueing job {job_id()}")
-        asked = ask("scontrol", "requeue", job_id())
-        if asked.returncode:
-            raise StageFailedError(
-                f"{self.name} ended with exit code {code}, and SLURM refuses to requeue it ({asked.stderr.strip()}); "
-                "submit again to continue"
-            )
-        _leave(code)
+        reason = self._why_not_again(code, end) or self._requeue(code)
+        raise StageFailedError(f"{self.name} ended with exit code {code} {reason}; its log: {self.log}")
 
-    def _run(self) -> int:
+    def _run(self, end: float | None) -> int:
         """The exit code of srun: the highest of its processes', 128 + n where signal n ended one; 75 for all stops."""
         command = [
             "srun",
@@ -93,28 +91,39 @@ class Task:
             f"--ntasks={self.nodes * self.processes_per_node}",
             f"--ntasks-per-node={self.processes_per_node}",
             f"--cpus-per-task={self.cpus_per_process}",  # srun does not take it from the job
+            "--export=ALL",
             "--kill-on-bad-exit=1",  # the others would wait for the one that is gone
             *self.command,
         ]
-        environment = os.environ | self.environment | self._limits()
+        self._verdict.unlink(missing_ok=True)
+        kept = {name: value for name, value in os.environ.items() if name not in OF_OTHER_LAUNCHERS}
+        environment = kept | self.environment | self._limits(end) | {VERDICT_VARIABLE: str(self._verdict)}
         with self.log.open("ab") as log:
             self._say(" ".join(command))
             code = subprocess.run(
                 command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment, check=False
             ).returncode
         code = code if code >= 0 else 128 - code
+        if self._verdict.exists():  # of the one rank that knew; the others failed with it
+            return EXIT_INPUT
         return EXIT_STOPPED if code in UNHEARD else code
 
-    def _limits(self) -> dict[str, str]:
+    @property
+    def _verdict(self) -> Path:
+        return self.attempts.with_suffix(".refused")
+
+    def _limits(self, end: float | None) -> dict[str, str]:
         """When SLURM kills the job, for its processes; older versions do not tell them."""
         limits = {} if self.grace_seconds is None else {GRACE_VARIABLE: str(self.grace_seconds)}
-        end = _end_time(ask("squeue", "--noheader", "--format=%e", f"--jobs={job_id()}").stdout)
         return limits if end is None else limits | {END_VARIABLE: str(int(end))}
 
-    def _why_not_again(self, code: int) -> str | None:
-        """Why a job that ended with this code is not requeued; None where it is."""
+    def _why_not_again(self, code: int, end: float | None = None) -> str | None:
+        """Why a job that ended with this code is not requeued; None where it should be."""
         if code == EXIT_INPUT:
             return "(wrong input)"
+        near_end = end is not None and time.time() > end - self.signal_lead_seconds - EARLY_SECONDS
+        if code == EXIT_STOPPED and self.begins_anew and near_end:
+            return "at its time limit, and would begin anew: raise time_limit_min of this stage"
         ends = [row["code"] for row in read_jsonl(self.attempts) if row["event"] == "end" and self._is_own(row)]
         stops = ends.count(EXIT_STOPPED)
         failures = len([code for code in ends if code not in (0, EXIT_STOPPED)])
@@ -122,13 +131,27 @@ class Task:
             return f"after {stops} stops (max_requeues: {self.max_requeues}); submit again to continue"
         if code != EXIT_STOPPED and failures > self.max_retries:
             return f"after {failures} failures (max_retries: {self.max_retries})"
-        if cancelled_file(self.folder).exists():
-            return "and the run was cancelled"
+        return "and the run was cancelled" if cancelled_file(self.folder).exists() else None
+
+    def _requeue(self, code: int) -> str:
+        """Leave the process once SLURM has taken the job back; why it did not. Its controller may be away for a while."""
         deadline = time.monotonic() + PATIENCE_SECONDS
-        while (goes_on := is_running(job_id())) is None and time.monotonic() < deadline:
-            time.sleep(2)
-        # A cancelled job that is requeued would come back; one that SLURM kills after a preemption comes back by itself.
-        return None if goes_on else "while SLURM was ending the job"
+        restart = int(os.environ.get("SLURM_RESTART_COUNT") or 0)
+        while True:
+            goes_on = is_running(job_id(), restart)
+            if goes_on is False:
+                # A cancelled job that is requeued would come back, one that SLURM has requeued would be ended.
+                return "while SLURM was ending the job"
+            if goes_on:
+                asked = ask("scontrol", "requeue", job_id())
+                if asked.returncode == 0:
+                    self._say(f"exit code {code}: job {job_id()} is requeued")
+                    _leave(code)
+                if "disabled" in asked.stderr or "ermission" in asked.stderr:
+                    return f"and SLURM refuses to requeue it ({asked.stderr.strip()}); submit again to continue"
+            if time.monotonic() > deadline:
+                return "and SLURM does not answer; submit again to continue"
+            time.sleep(5)
 
     def _is_own(self, row: dict[str, Any]) -> bool:
         return bool(row["submission"] == self.submission)

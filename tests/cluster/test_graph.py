@@ -43,8 +43,14 @@ def checkout(folder: Path) -> Path:
     return folder
 
 
-def test_one_submission_goes_to_the_report(cluster: Cluster, tiny: tuple[Path, Path], tmp_path: Path) -> None:
-    """Two teachers label, three students read; the code is edited after the submission; the folder's name is nasty."""
+def test_one_submission_goes_to_the_report(
+    cluster: Cluster, tiny: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two teachers label, three students read. The code is edited after the submission, the folder's name is nasty, another
+    launcher's variables lie in the environment, and other recipes are tried while it runs.
+    """
+    for name, value in (("RANK", "0"), ("LOCAL_RANK", "0"), ("WORLD_SIZE", "1"), ("SQUEUE_PARTITION", "high")):
+        monkeypatch.setitem(cluster.environment, name, value)
     teacher, corpus = tiny
     recipe = write_recipe(
         tmp_path, teacher, corpus, teachers={"t": {"model": str(teacher)}, "u": {"model": str(teacher)}}, **TWO_TEACHERS
@@ -61,11 +67,16 @@ def test_one_submission_goes_to_the_report(cluster: Cluster, tiny: tuple[Path, P
     again = launch(cluster, *submit, code=2)
     assert f"job(s) {job_of(run, 'prepare')}" in again.stderr and "Nothing is missing or failed" in again.stderr
     assert "is being run by SLURM" in launch(cluster, "run", recipe, "--runs", runs, code=2).stderr
+    resolved = (run / "recipe.yaml").read_text()
+    assert "train.steps: 6 when the run began, 9 now" in launch(cluster, *submit, "train.steps=9", code=2).stderr
+    launch(cluster, "run", recipe, "--runs", runs, "train.steps=9", code=2)
+    assert (run / "recipe.yaml").read_text() == resolved, "the queued jobs read it"
     wait_for_report(run, 400)
 
     text = (run / "report" / "report.md").read_text(encoding="utf-8")
     assert all(f"student {name}" in text for name in "abc")
     assert set(states(cluster, run).values()) == {"done"}
+    assert "on 2 process(es)" in (run / "logs" / "train-student-a.rank0.log").read_text()
     assert "nothing to do" in launch(cluster, *submit).stdout
     assert not list(tmp_path.rglob("harm")) and not (ROOT / "harm").exists()
 

@@ -223,7 +223,7 @@ def test_a_node_that_was_cut_off_stops_writing_when_it_is_back(
     cluster: Cluster, prepared: tuple[Path, Path], undisturbed: Path, tmp_path: Path
 ) -> None:
     """Its processes stand still while SLURM runs the job elsewhere; then they go on, and find that it is not theirs."""
-    training = Training(cluster, prepared, tmp_path, max_retries=0).submit()
+    training = Training(cluster, prepared, tmp_path).submit()
     training.wait_for_steps(1)
     node = attempts(training.run, "train-student-a")[0]["host"]
     asleep = processes_of(training.run)
@@ -244,6 +244,8 @@ def test_a_node_that_was_cut_off_stops_writing_when_it_is_back(
         cluster.node("kill", node)
         cluster.node("start", node)
     training.is_as(undisturbed)
+    assert codes(training.run, "train-student-a").count(2) == 1, "the old attempt left it at that"
+    assert cluster.job(job_of(training.run, "train-student-a"))["Restarts"] == "1", "and did not requeue its successor"
     launch(cluster, "cancel", training.run)
 
 

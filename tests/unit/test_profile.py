@@ -1,5 +1,7 @@
 """Profiles, and what of them reaches sbatch."""
 
+import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -7,13 +9,15 @@ import pytest
 import yaml
 
 from distill.errors import InputError
+from distill.files import write_text
 from distill.recipe_file import parse_recipe
 from distill.run import Run
 from distill.stages import Stage, stages
 from launch.profile import Profile, load_profile
-from launch.queue import ENDED, QueuedJob, _parse
-from launch.slurm import Submission, job_name, run_id, sbatch_parameters
-from launch.task import Task, _end_time
+from launch.queue import ENDED, NEVER, QueuedJob, _parse
+from launch.slurm import RunQueue, Submission, job_name, plan, run_id, sbatch_parameters
+from launch.state import GraphState
+from launch.task import Task, _end_time, cancelled_file
 from tests.conftest import ROOT
 
 PROFILES = sorted((ROOT / "slurm" / "profiles").glob("*.yaml"))
@@ -52,6 +56,7 @@ def test_the_profiles_that_are_there_are_valid(file: Path) -> None:
         ({"setup": ["a\nb"]}, "setup.0"),
         ({"environment": {"A=B": "c"}}, "environment.A=B"),
         ({"options": {"a b": "c"}}, "options.a b"),
+        ({"stages": {"train": {"options": {"array": "0-3"}}}}, "stages.train.options: array given"),
         ({"time_limit_min": 2}, "signal_lead_seconds: 120 given, but the time limit is 2 min"),
         ({"stages": {"label": {"time_limit_min": 1}}}, "stages.label.signal_lead_seconds"),
         ({"partition": "a\n#SBATCH --wrap=x"}, "partition"),
@@ -87,7 +92,7 @@ def test_memory_and_options_reach_sbatch(tmp_path: Path) -> None:
     )
     assert (asked["mem"], asked["dependency"], asked["ntasks_per_node"]) == ("3072M", "afterok:1", 2)
     more = asked["additional_parameters"]
-    assert (more["kill-on-invalid-dep"], more["reservation"], more["requeue"]) == ("yes", "x y", False)
+    assert (more["kill-on-invalid-dep"], more["reservation"]) == ("yes", "x y") and "requeue" not in more
 
 
 def test_two_runs_of_one_name_have_jobs_of_different_names(tmp_path: Path) -> None:
@@ -113,11 +118,14 @@ def test_the_end_of_a_job() -> None:
     [
         ([], 2, "wrong input"),
         ([75, 75], 75, "after 3 stops"),
+        ([75], 75, None),
         ([100], 137, "after 2 failures"),
+        ([75, 75], 137, None),
+        ([], 100, None),
     ],
 )
 def test_a_job_comes_back_so_often_and_no_more(
-    tmp_path: Path, earlier: list[int], code: int, words: str, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, earlier: list[int], code: int, words: str | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("SLURM_JOB_ID", "5")
     old = Task("s", "old", (), tmp_path)
@@ -126,4 +134,70 @@ def test_a_job_comes_back_so_often_and_no_more(
     task = Task("s", "new", (), tmp_path, max_requeues=2, max_retries=1)
     for ended in [*earlier, code]:
         task._record(event="end", code=ended)
-    assert words in str(task._why_not_again(code))
+    reason = task._why_not_again(code)
+    assert reason is None if words is None else words in str(reason)
+    write_text(cancelled_file(tmp_path), "")
+    assert task._why_not_again(code) is not None
+
+
+def test_what_begins_anew_does_not_come_back_from_its_time_limit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SLURM_JOB_ID", "5")
+    task = Task("s", "new", (), tmp_path, max_requeues=9, begins_anew=True, signal_lead_seconds=60)
+    assert "raise time_limit_min" in str(task._why_not_again(75, end=time.time() + 90))
+    assert task._why_not_again(75, end=time.time() + 900) is None  # it was preempted
+    assert replace(task, begins_anew=False)._why_not_again(75, end=time.time() + 90) is None
+
+
+# ------------------------------------------------------------------------------------------------ what is submitted
+
+
+def planned(
+    folder: Path, *queued: tuple[str, str, str], done: tuple[str, ...] = ()
+) -> tuple[dict[str, object], list[str]]:
+    """(what is submitted: its shards by stage, what is cancelled before) with jobs (id, stage, state) in the queue."""
+    run = Run(parse_recipe(RECIPE), folder / "r")
+    graph = [replace(stage, is_complete=lambda name=stage.name: name in done) for stage in stages(run)]
+    state = GraphState(run.logs)
+    run.logs.mkdir(parents=True, exist_ok=True)
+    for job, stage, _ in queued:
+        if job.endswith("_0"):
+            state.submitted(stage, job.split("_")[0], (2, 0, 1), "a")
+    jobs = [
+        QueuedJob(job, job_name(run, stage), *(["PENDING", NEVER] if word == NEVER else [word, ""]))
+        for job, stage, word in queued
+    ]
+    queue = RunQueue(run, state, [*jobs, QueuedJob("99", "another.prepare.00000000", "RUNNING")])
+    missing, outdated = plan(graph, Profile(), queue)
+    return {one.stage.name: one.shards for one in missing}, outdated
+
+
+ALL = ("prepare", "evaluate-teacher-t", "label-t", "merge-t", "shrink-student-s", "train-student-s",
+       "evaluate-student-s", "benchmark", "report")  # fmt: skip
+
+
+def test_everything_is_submitted_at_first_and_nothing_twice(tmp_path: Path) -> None:
+    assert planned(tmp_path)[0] == {stage: (0, 1, 2) if stage == "label-t" else None for stage in ALL}
+    queued = [(str(number), stage, "PENDING") for number, stage in enumerate(ALL) if stage != "label-t"]
+    shards = [(f"17_{index}", "label-t", "RUNNING") for index in range(3)]
+    assert planned(tmp_path, *queued, *shards) == ({}, [])
+
+
+def test_of_an_array_only_what_is_neither_done_nor_queued(tmp_path: Path) -> None:
+    """Its task 0 makes shard 2, as it was submitted; tasks 1 and 2 have failed."""
+    missing, _ = planned(tmp_path, ("17_0", "label-t", "RUNNING"), done=("prepare",))
+    assert missing["label-t"] == (0, 1)
+
+
+def test_what_waits_for_a_stage_that_is_submitted_again_is_replaced(tmp_path: Path) -> None:
+    """Its jobs still look as if they waited, but SLURM will never start them."""
+    queued = [("4", "train-student-s", "PENDING"), ("5", "benchmark", "PENDING"), ("6", "merge-t", "RUNNING")]
+    missing, outdated = planned(tmp_path, *queued, done=("prepare", "label-t"))
+    assert {"shrink-student-s", "train-student-s", "benchmark", "report"} <= set(missing) and "merge-t" not in missing
+    assert outdated == ["4", "5"]
+
+
+def test_jobs_that_wait_for_ever_are_cancelled(tmp_path: Path) -> None:
+    missing, outdated = planned(tmp_path, ("4", "report", NEVER), done=ALL[:-1])
+    assert (list(missing), outdated) == (["report"], ["4"])
