@@ -23,6 +23,7 @@ from rich.table import Table
 
 from distill.errors import InputError
 from distill.files import check_writable, read_json, read_jsonl, write_json, write_text
+from distill.preemption import GPU_VARIABLE
 from distill.recipe import Recipe
 from distill.stages import Stage
 from launch import local, sbatch
@@ -127,7 +128,9 @@ class ProbeJob:
         """InputError where sbatch refuses."""
         command = (sys.executable, "-m", "launch.doctor.probe", str(self._folder))
         task = sbatch.task_on(self._resources, NAME, self._token, command, self._folder)
-        task = dataclasses.replace(task, max_requeues=FEW_REQUEUES)
+        # Without GPUs a training refuses to begin; the doctor is here to say so.
+        environment = {name: value for name, value in task.environment.items() if name != GPU_VARIABLE}
+        task = dataclasses.replace(task, environment=environment, max_requeues=FEW_REQUEUES)
         place = self._folder / "slurm" / self._token
         sbatch.snapshot(place)
         setup = sbatch.setup_lines(self._resources, place)
