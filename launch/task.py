@@ -69,12 +69,10 @@ class Task:
 
         Nothing is returned: submitit would pickle it, and a pickle that is killed half way blocks the next attempt.
         """
-        for (
-            number
-        ) in SIGNALS:  # in place of submitit's handlers: they are for the processes, which have them from SLURM
+        for number in SIGNALS:  # in place of submitit's handlers: the processes have these signals from SLURM
             signal.signal(number, lambda *_: None)
         node = os.environ.get("SLURMD_NODENAME", os.uname().nodename)
-        self._record(event="start", restart=int(os.environ.get("SLURM_RESTART_COUNT") or 0), host=node)
+        self._record(event="start", restart=_restart(), host=node)
         end = _end_time(ask("squeue", "--noheader", "--format=%e", f"--jobs={job_id()}").stdout)
         code = self._run(end)
         self._record(event="end", code=code)
@@ -95,22 +93,19 @@ class Task:
             "--kill-on-bad-exit=1",  # the others would wait for the one that is gone
             *self.command,
         ]
-        self._verdict.unlink(missing_ok=True)
+        verdict = self.attempts.with_suffix(f".{job_id()}.{_restart()}.refused")  # this attempt's alone
         kept = {name: value for name, value in os.environ.items() if name not in OF_OTHER_LAUNCHERS}
-        environment = kept | self.environment | self._limits(end) | {VERDICT_VARIABLE: str(self._verdict)}
+        environment = kept | self.environment | self._limits(end) | {VERDICT_VARIABLE: str(verdict)}
         with self.log.open("ab") as log:
             self._say(" ".join(command))
             code = subprocess.run(
                 command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment, check=False
             ).returncode
         code = code if code >= 0 else 128 - code
-        if self._verdict.exists():  # of the one rank that knew; the others failed with it
-            return EXIT_INPUT
+        if code and verdict.exists():  # of the one rank that knew; the others failed with it
+            code = EXIT_INPUT
+        verdict.unlink(missing_ok=True)
         return EXIT_STOPPED if code in UNHEARD else code
-
-    @property
-    def _verdict(self) -> Path:
-        return self.attempts.with_suffix(".refused")
 
     def _limits(self, end: float | None) -> dict[str, str]:
         """When SLURM kills the job, for its processes; older versions do not tell them."""
@@ -136,9 +131,8 @@ class Task:
     def _requeue(self, code: int) -> str:
         """Leave the process once SLURM has taken the job back; why it did not. Its controller may be away for a while."""
         deadline = time.monotonic() + PATIENCE_SECONDS
-        restart = int(os.environ.get("SLURM_RESTART_COUNT") or 0)
         while True:
-            goes_on = is_running(job_id(), restart)
+            goes_on = is_running(job_id(), _restart())
             if goes_on is False:
                 # A cancelled job that is requeued would come back, one that SLURM has requeued would be ended.
                 return "while SLURM was ending the job"
@@ -179,6 +173,11 @@ def attempts_file(logs: Path, name: str) -> Path:
 def cancelled_file(logs: Path) -> Path:
     """There while a run is cancelled: jobs that leave are not requeued."""
     return logs / "slurm" / "cancelled"
+
+
+def _restart() -> int:
+    """How often SLURM has begun this job before."""
+    return int(os.environ.get("SLURM_RESTART_COUNT") or 0)
 
 
 def job_id() -> str:
