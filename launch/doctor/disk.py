@@ -1,5 +1,6 @@
 """Whether several processes see one disk, and a file that is replaced by a rename at every moment whole. Part of the probe."""
 
+import contextlib
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -61,10 +62,8 @@ def _appears(file: Path, number: int) -> float | None:
     """The seconds until the file has this content; None where it never does."""
     began = time.monotonic()
     while (seconds := time.monotonic() - began) < PATIENCE_SECONDS:
-        try:
+        with contextlib.suppress(OSError):  # not there yet, or just being replaced: that is what is waited for
             if file.read_text(encoding="utf-8") == _content(number):
                 return seconds
-        except OSError:
-            pass
         time.sleep(0.01)
     return None
