@@ -11,11 +11,9 @@ import shutil
 import signal
 import socket
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import IO, Any
 
 from rich.console import Console
@@ -25,6 +23,7 @@ from distill.files import check_writable
 from distill.preemption import END_VARIABLE, GRACE_VARIABLE, SIGNALS, StopFlag, end_of_job
 from distill.run import Run, open_run
 from distill.stages import Stage, stages
+from launch.command import command
 from launch.lock import LockLostError, RunLock
 from launch.slurm import refuse_queued
 from launch.state import EXIT_STOPPED, GraphState
@@ -112,12 +111,6 @@ def run_graph(
 def _say_stopped(stop: StopFlag, console: Console) -> int:
     console.print(f"stopped ({stop.reason or 'by a signal'}); run the same command again to continue")
     return EXIT_STOPPED
-
-
-def command(run: Run, stage: Stage, recipe_file: Path | None = None) -> list[str]:
-    """The command line of a stage; exactly what a user would type to run it by hand."""
-    recipe = str(recipe_file or run.recipe_file)
-    return [sys.executable, "-m", f"jobs.{stage.job}", recipe, *stage.arguments, "--runs", str(run.folder.parent)]
 
 
 def count_of(stage: Stage, processes: Processes) -> int:

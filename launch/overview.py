@@ -16,7 +16,8 @@ from distill.recipe import GOLD, Student, sources
 from distill.run import LabelSet, Member, Run
 from distill.sections import Generation, Train
 from distill.stages import Stage, stages
-from launch.local import Processes, command, count_of
+from launch.command import command
+from launch.local import Processes, count_of
 from launch.profile import Profile
 from launch.slurm import Submission, sbatch_parameters
 

@@ -3,7 +3,6 @@
 import hashlib
 import secrets
 import shlex
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
@@ -15,6 +14,7 @@ from distill.files import check_writable
 from distill.recipe_file import load_recipe
 from distill.run import Run, open_run, refuse_changes
 from distill.stages import Stage, shard_name, stages
+from launch.command import command
 from launch.lock import RunLock
 from launch.profile import Profile, Resources
 from launch.queue import QueuedJob, has_slurm, queued_jobs, scancel
@@ -69,7 +69,7 @@ def submit(run: Run, profile: Profile, console: Console) -> int:
 def refuse_queued(run: Run, console: Console) -> None:
     """InputError where SLURM has jobs of this run, which must not be run here as well."""
     state = GraphState(run.logs)
-    if not any("jobs" in entry for entry in state.stages.values()):
+    if not state.is_on_slurm:
         return
     if not has_slurm():
         console.print(
@@ -212,11 +212,10 @@ class Submitter:
 
     def task(self, submission: Submission, shard: int | None) -> Task:
         stage, resources = submission.stage, submission.resources
-        recipe, runs = self._run.recipe_file.resolve(), self._run.folder.parent.resolve()
-        line = [sys.executable, "-m", f"jobs.{stage.job}", str(recipe), *stage.arguments, "--runs", str(runs)]
+        line = command(replace(self._run, folder=self._run.folder.resolve()), stage)
         name = stage.name if shard is None else shard_name(stage.name, shard)
-        command = tuple(line if shard is None else [*line, "--shard", str(shard)])
-        task = task_on(resources, name, self._token, command, self._run.logs.resolve())
+        line += [] if shard is None else ["--shard", str(shard)]
+        task = task_on(resources, name, self._token, tuple(line), self._run.logs.resolve())
         return replace(
             task,
             max_requeues=self._profile.max_requeues,

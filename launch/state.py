@@ -32,6 +32,11 @@ class GraphState:
         self.stages[stage] = {"state": "submitted", "submitted": time.time(), "jobs": jobs}
         write_json(self._file, self.stages)
 
+    @property
+    def is_on_slurm(self) -> bool:
+        """True where any stage was submitted there."""
+        return any("jobs" in entry for entry in self.stages.values())
+
     def jobs(self, stage: str) -> list[dict[str, Any]]:
         """SLURM's jobs of a stage, the newest last."""
         jobs: list[dict[str, Any]] = self.stages.get(stage, {}).get("jobs", [])

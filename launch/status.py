@@ -97,7 +97,7 @@ class Row:
 def read(run: Run) -> tuple[list[Row], str]:
     """(the rows, a note where SLURM could not be asked)"""
     state, queue, note = GraphState(run.logs), None, ""
-    if any("jobs" in entry for entry in state.stages.values()):
+    if state.is_on_slurm:
         try:
             queue = read_queue(run, state) if has_slurm() else None
             note = "" if queue else "squeue is not on this machine: only the files were looked at"

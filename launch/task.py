@@ -15,6 +15,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, NoReturn
 
+from distill.claim import slurm_attempt
 from distill.files import append_jsonl, read_jsonl
 from distill.preemption import END_VARIABLE, GRACE_VARIABLE, SIGNALS, VERDICT_VARIABLE
 from launch.queue import ask, is_running
@@ -177,14 +178,12 @@ def cancelled_file(logs: Path) -> Path:
 
 def _restart() -> int:
     """How often SLURM has begun this job before."""
-    return int(os.environ.get("SLURM_RESTART_COUNT") or 0)
+    return int(slurm_attempt()["restart"])
 
 
 def job_id() -> str:
     """Of this job; of a task of an array `17_3`, since the last task has the id of the whole array as well."""
-    if "SLURM_ARRAY_JOB_ID" in os.environ:
-        return f"{os.environ['SLURM_ARRAY_JOB_ID']}_{os.environ['SLURM_ARRAY_TASK_ID']}"
-    return os.environ["SLURM_JOB_ID"]
+    return str(slurm_attempt()["job"])
 
 
 def _end_time(text: str) -> float | None:

@@ -3,9 +3,9 @@
 from typing import Any
 
 from launch.doctor.findings import Check, Expected, Seen, names, who
+from launch.task import EARLY_SECONDS
 
 SIGNAL = "USR2"
-EARLY_SECONDS = 75.0  # SLURM looks at its time limits every half minute, and may signal a minute early
 LATE_SECONDS = 5.0
 
 
