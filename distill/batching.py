@@ -6,61 +6,20 @@ The plan is a pure function of the lengths, the settings and the seed: an optimi
 Shapes: B examples, S source tokens, T target tokens.
 """
 
-import hashlib
 import itertools
 import math
 import random
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 
 from distill.losses import IGNORED
-from distill.reading import Row
+from distill.tokens import Tokens
 
 STEPS_PER_BUCKET = 100  # examples of this many steps are sorted by length together,
 BANDS = 10  # into this many bands of like source lengths, each sorted by target length
-
-
-@dataclass(frozen=True)
-class Tokens:
-    """A tokenised split in corpus order; `truncated` counts documents and summaries that were cut."""
-
-    source: list[list[int]]
-    target: list[list[int]]
-    truncated: dict[str, int]
-
-    def __len__(self) -> int:
-        return len(self.source)
-
-
-def tokenize(tokenizer: Any, rows: Sequence[Row], max_source_tokens: int, max_target_tokens: int) -> Tokens:
-    """Token ids of documents and summaries, with the tokenizer's special tokens, cut at the given lengths."""
-    source, cut_documents = _encode(tokenizer, [row["document"] for row in rows], "text", max_source_tokens)
-    target, cut_summaries = _encode(tokenizer, [row["summary"] for row in rows], "text_target", max_target_tokens)
-    return Tokens(source, target, {"documents": cut_documents, "summaries": cut_summaries})
-
-
-def hash_rows(rows: Iterable[Sequence[int]]) -> str:
-    """One hash of all token ids and where each row begins and ends."""
-    digest = hashlib.sha256()
-    for row in rows:
-        digest.update(np.array([len(row), *row], dtype="<i4").tobytes())
-    return digest.hexdigest()
-
-
-def _encode(tokenizer: Any, texts: list[str], side: str, most: int) -> tuple[list[list[int]], int]:
-    def ids(some: list[str], **cut: Any) -> list[list[int]]:
-        encoded: list[list[int]] = tokenizer(**{side: some}, return_attention_mask=False, verbose=False, **cut)[
-            "input_ids"
-        ]
-        return encoded
-
-    tokens = ids(texts, truncation=True, max_length=most)
-    full = [text for text, row in zip(texts, tokens, strict=True) if len(row) >= most]
-    return tokens, sum(len(row) > most for row in ids(full)) if full else 0
 
 
 @dataclass(frozen=True)
@@ -68,9 +27,9 @@ class TrainingData:
     """Tokenised training split with its ids, and the validation documents with their whole references."""
 
     train: Tokens
-    train_ids: list[str]
+    train_ids: Sequence[str]
     validation: Tokens
-    validation_references: list[str]
+    validation_references: list[list[str]]
     max_target_tokens: int
 
 

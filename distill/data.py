@@ -1,75 +1,129 @@
 """The prepared corpus as a model reads it: tokenised splits, cut at the model's limits."""
 
+import dataclasses
+import functools
+import operator
 import random
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from transformers import PreTrainedModel
+import numpy as np
+import numpy.typing as npt
 
-from distill.batching import Tokens, TrainingData, tokenize
-from distill.corpus import DOCUMENTS, read_labels, read_split
+from distill.batching import TrainingData
+from distill.corpus import DOCUMENTS, kept_labels, read_ids, read_references, read_split
 from distill.errors import InputError
 from distill.families import shape_of
 from distill.files import read_json, sha256_file
 from distill.preflight import source_limit
-from distill.reading import Row
-from distill.recipe import GOLD, sources
+from distill.recipe import GOLD, Teacher, sources
 from distill.run import LabelSet, Run
 from distill.sections import Evaluate
+from distill.tokens import Encoder, TokenRows, Tokens, table_tokens, tokenize
 
 ONLY_GOLD = {GOLD: 1.0}
 
 
 def load_training_data(
-    run: Run, tokenizer: Any, model: PreTrainedModel, evaluate: Evaluate, train_on: Mapping[str, float] = ONLY_GOLD
+    run: Run, encoder: Encoder, evaluate: Evaluate, train_on: Mapping[str, float] = ONLY_GOLD
 ) -> TrainingData:
     """What `train_on` says, and the fixed seeded sample of the validation split (gold) that is scored during training."""
-    validation = read_split(run.split("validation"))
-    chosen = random.Random(run.recipe.seed).sample(range(len(validation)), min(evaluate.examples, len(validation)))
-    validation = [validation[i] for i in sorted(chosen)]
-    rows = training_rows(run, train_on)
+    table = run.split("validation")
+    rows, references = read_split(table), read_references(table)
+    chosen = sorted(random.Random(run.recipe.seed).sample(range(len(rows)), min(evaluate.examples, len(rows))))
+    train, train_ids = training_tokens(run, encoder, train_on)
     return TrainingData(
-        train=tokenize(tokenizer, rows, *limits_of(run, model)),
-        train_ids=[row["id"] for row in rows],
-        validation=tokenize(tokenizer, validation, *limits_of(run, model)),
-        validation_references=[row["summary"] for row in validation],
+        train=train,
+        train_ids=train_ids,
+        validation=tokenize(encoder, [rows[i] for i in chosen]),
+        validation_references=[references[i] for i in chosen],
         max_target_tokens=run.recipe.corpus.max_target_tokens,
     )
 
 
-def load_training_tokens(run: Run, tokenizer: Any, model: PreTrainedModel) -> Tokens:
-    """The training split as this tokenizer and the limits of this model cut it."""
-    return tokenize(tokenizer, read_split(run.split("train")), *limits_of(run, model))
+def load_gold_tokens(run: Run, encoder: Encoder) -> Tokens:
+    """The training split as an encoder reads it."""
+    return training_tokens(run, encoder, ONLY_GOLD)[0]
 
 
-def training_rows(run: Run, train_on: Mapping[str, float]) -> list[Row]:
-    """The examples of an epoch: gold first where it is read, then each label set, its ids marked with its name.
+def training_tokens(run: Run, encoder: Encoder, train_on: Mapping[str, float]) -> tuple[Tokens, list[str]]:
+    """The examples of an epoch and their ids: gold first where it is read, then each label set, its ids marked with its
+    name. What is read twice is there twice, but in one place of the memory.
 
     InputError where labels are not merged, or none of them was kept.
     """
-    rows: list[Row] = []
-    for source, times in train_on.items():
-        rows += repeated(_rows_of(run, source), times, run.recipe.seed)
-    if not rows:
+    parts = [_repeated(_read(run, encoder, source), times, run.recipe.seed) for source, times in train_on.items()]
+    ids = [name for part in parts for name in part.ids]
+    if not ids:
         raise InputError(f"train_on: {sources(train_on)} is no example at all. Expected some; raise the weights.")
-    return rows
+    source, target = (
+        functools.reduce(operator.add, rows) for rows in zip(*((p.source, p.target) for p in parts), strict=True)
+    )
+    cut = {side: int(sum(part.cut[side].sum() for part in parts)) for side in ("documents", "summaries")}
+    return Tokens(source, target, cut), ids
 
 
-def repeated(rows: Sequence[Row], times: float, seed: int) -> list[Row]:
+def tokenize_corpus(run: Run, encoder: Encoder) -> None:
+    """Make the token files of what jobs read whole: both sides of the training split, the documents of the test split."""
+    for table, column in (
+        (run.split("train"), "document"),
+        (run.split("train"), "summary"),
+        (run.split("test"), "document"),
+    ):
+        table_tokens(encoder, table, column, run.tokens)
+
+
+@dataclass(frozen=True)
+class _Part:
+    """What one source of `train_on` gives."""
+
+    ids: list[str]
+    source: TokenRows
+    target: TokenRows
+    cut: dict[str, npt.NDArray[np.bool_]]
+
+    def chosen(self, indices: Sequence[int]) -> "_Part":
+        cut = {side: marks[np.asarray(indices, dtype=np.int64)] for side, marks in self.cut.items()}
+        return _Part([self.ids[i] for i in indices], self.source.chosen(indices), self.target.chosen(indices), cut)
+
+
+def _repeated(part: _Part, times: float, seed: int) -> _Part:
+    count = len(part.ids)
+    return part if times == 1 else part.chosen(repeated(range(count), times, seed))
+
+
+def repeated(rows: Sequence[int], times: float, seed: int) -> list[int]:
     """All rows as often as `times` says; of its fraction a seeded sample, the same in every epoch, in their order."""
     whole = int(times)
     part = random.Random(seed).sample(range(len(rows)), round((times - whole) * len(rows)))
     return [*rows] * whole + [rows[i] for i in sorted(part)]
 
 
-def _rows_of(run: Run, source: str) -> list[Row]:
+def _read(run: Run, encoder: Encoder, source: str) -> _Part:
     if source == GOLD:
-        return read_split(run.split("train"))
+        table = run.split("train")
+        documents, cut_documents = table_tokens(encoder, table, "document", run.tokens)
+        summaries, cut_summaries = table_tokens(encoder, table, "summary", run.tokens)
+        return _Part(read_ids(table), documents, summaries, {"documents": cut_documents, "summaries": cut_summaries})
     labels = run.label_set(source)
+    table = _checked_documents(run, labels)
+    documents, cut_documents = table_tokens(encoder, table, "document", run.tokens)
+    texts, cut_texts = table_tokens(encoder, labels.table, "label", run.tokens)
+    everything = _Part(read_ids(table), documents, texts, {"documents": cut_documents, "summaries": cut_texts})
+    kept = kept_labels(labels.table)
+    if not kept:
+        raise InputError(f"{labels}: every label was dropped ({labels.manifest} counts why). Loosen keep_if.")
+    part = everything.chosen(kept)
+    return dataclasses.replace(part, ids=[f"{source}/{name}" for name in part.ids])
+
+
+def _checked_documents(run: Run, labels: LabelSet) -> Path:
+    """The table of the documents of labels that are merged and as they were then; InputError where they are not."""
     if not labels.is_merged():
         raise InputError(
-            f"{labels} are not merged by the rules of the recipe ({labels.manifest}). Run jobs.merge --labels {source}."
+            f"{labels} are not merged by the rules of the recipe ({labels.manifest}). Run jobs.merge --labels {labels.name}."
         )
     documents, manifest = labelled_documents(run, labels), read_json(labels.manifest)
     for file, made in ((documents, manifest["contents"]["documents"]), (labels.table, manifest["sha256"])):
@@ -78,10 +132,7 @@ def _rows_of(run: Run, source: str) -> list[Row]:
                 f"{labels} cannot be read: {file} is not the one of the merge ({labels.manifest}). Expected the documents "
                 f"and the table of that time; delete {labels.folder} and label again, or bring the file back."
             )
-    rows = read_labels(documents, labels.table)
-    if not rows:
-        raise InputError(f"{labels}: every label was dropped ({labels.manifest} counts why). Loosen keep_if.")
-    return [row | {"id": f"{source}/{row['id']}"} for row in rows]
+    return documents
 
 
 def labelled_documents(run: Run, labels: LabelSet) -> Path:
@@ -92,8 +143,8 @@ def labelled_documents(run: Run, labels: LabelSet) -> Path:
     return path
 
 
-def limits_of(run: Run, model: PreTrainedModel) -> tuple[int, int]:
-    """(longest source, longest target) in tokens."""
+def encoder_of(run: Run, teacher: Teacher, tokenizer: Any, config: Mapping[str, Any]) -> Encoder:
+    """Texts as `teacher` and its students read and write them, cut at the recipe's limits and those of a model's config."""
     corpus = run.recipe.corpus
-    shape = shape_of(model.config.to_dict(), "the model")
-    return source_limit(shape, corpus.max_source_tokens, "the model"), corpus.max_target_tokens
+    longest = source_limit(shape_of(config, "the model"), corpus.max_source_tokens, "the model")
+    return Encoder(tokenizer, longest, corpus.max_target_tokens, teacher.prefix)

@@ -22,8 +22,8 @@ def make_engine(labels: LabelSet, task: Task, seed: int, device: torch.device) -
     InputError where they agree less than the recipe asks for; then nothing is left but the message.
     """
     settings = labels.settings.engine
-    numbers = random.Random(seed).sample(range(len(task.rows)), min(settings.documents, len(task.rows)))
-    source = [task.tokens.source[i] for i in numbers]
+    numbers = random.Random(seed).sample(range(len(task.ids)), min(settings.documents, len(task.ids)))
+    source = [task.source[i] for i in numbers]
     with atomic_folder(labels.engine) as folder:
         convert(task.model, task.tokenizer, task.weights, settings.compute, folder / "model", device)
         converted = CTranslate2(folder / "model", task.tokenizer, task.config, settings.compute, device)

@@ -17,10 +17,11 @@ def score_split(run: Run, member: Member, split: Split, task: Task) -> dict[str,
     """
     group = member.group.removesuffix("s")
     shards, job = member.evaluation_shards(split), f"jobs.evaluate --{group} {member.name} --split {split}"
-    summaries = [one[0] for one in read_summaries(shards, task.contents, task.ids, task.tokens.source, job)]
-    texts, references = [one.text for one in summaries], [row["summary"] for row in task.rows]
-    scores = score([row["document"] for row in task.rows], texts, references, run.recipe.seed)
-    scores |= {"split": split, "truncated_documents": task.tokens.truncated["documents"]}
+    summaries = [one[0] for one in read_summaries(shards, task.contents, task.ids, task.source, job)]
+    rows, texts = task.rows(), [one.text for one in summaries]
+    references = [row["summary"] for row in rows]
+    scores = score([row["document"] for row in rows], texts, references, run.recipe.seed)
+    scores |= {"split": split, "truncated_documents": task.truncated}
     scores |= {"unfinished": sum(not one.finished for one in summaries), "generation": task.contents.decoding}
     predictions = [
         {
@@ -29,7 +30,7 @@ def score_split(run: Run, member: Member, split: Split, task: Task) -> dict[str,
             "log_probability": round(one.log_probability, 6),
             "finished": one.finished,
         }
-        for row, one in zip(task.rows, summaries, strict=True)
+        for row, one in zip(rows, summaries, strict=True)
     ]
     with atomic_folder(member.evaluation(split)) as partial:
         write_jsonl(partial / "predictions.jsonl", predictions)

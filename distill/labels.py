@@ -33,7 +33,7 @@ def label_writer(
         contents=task.contents,
         engine=_engine(labels, task, device),
         ids=task.ids,
-        source=task.tokens.source,
+        source=task.source,
         batch_tokens=labels.settings.batch_tokens,
         before_batch=before_batch,
     )
@@ -54,8 +54,8 @@ def merge_labels(run: Run, labels: LabelSet) -> dict[str, Any]:
     InputError, by name, where shards are missing, altered or made otherwise than the recipe says now.
     """
     task, job = label_task(run, labels), f"jobs.label --labels {labels.name}"
-    summaries = read_summaries(labels.folder, task.contents, task.ids, task.tokens.source, job)
-    rows = [_row(i, *pair, labels) for i, pair in enumerate(zip(task.rows, summaries, strict=True))]
+    summaries = read_summaries(labels.folder, task.contents, task.ids, task.source, job)
+    rows = [_row(i, *pair, labels) for i, pair in enumerate(zip(task.rows(), summaries, strict=True))]
     with atomic_file(labels.table) as partial:
         pq.write_table(pa.Table.from_pylist(rows, LABELS_SCHEMA), partial)
     shards = shards_of(labels.folder, task.contents.shards, ".jsonl")

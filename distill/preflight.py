@@ -7,7 +7,7 @@ from typing import Any
 from distill.distillation import distillation, student_layers
 from distill.errors import InputError
 from distill.families import Shape, shape_of
-from distill.reading import documents_file
+from distill.reading import documents_source
 from distill.recipe import Recipe, Teacher
 from distill.sections import Architecture
 
@@ -49,7 +49,7 @@ def check_recipe(recipe: Recipe) -> None:
         if shape:
             check_teacher(recipe, name, shape)
     for name, labels in recipe.labels.items():
-        documents_file(labels, name)
+        documents_source(recipe.corpus, labels, name)
 
 
 def check_teacher(recipe: Recipe, name: str, shape: Shape) -> None:

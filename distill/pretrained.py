@@ -1,5 +1,6 @@
 """Load a model and its tokenizer from a folder or a hub name, or build them from scratch."""
 
+import difflib
 import hashlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -24,7 +25,7 @@ from distill.errors import InputError
 from distill.families import shape_of
 from distill.files import sha256_file
 from distill.preflight import WEIGHT_FILES, check_folder, looks_like_folder
-from distill.sections import Architecture, Generation, Tokenizer
+from distill.sections import Architecture, Generation, Languages, Tokenizer
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
@@ -37,6 +38,43 @@ def load_model(source: str | Path, dtype: torch.dtype = torch.float32) -> PreTra
     except (OSError, ValueError, SafetensorError) as error:
         raise InputError(_unreachable(source, error)) from error
     return model.eval()
+
+
+def load_pair(
+    source: str | Path, languages: Languages | None = None, dtype: torch.dtype = torch.float32
+) -> tuple[PreTrainedModel, Any]:
+    """A model in eval mode and its tokenizer, both set to `languages` where they are given.
+
+    InputError where one is not there, where the tokenizer does not know the languages, or where it has tokens that the
+    model has not.
+    """
+    model, tokenizer = load_model(source, dtype), load_tokenizer(source, languages)
+    check_vocabulary(tokenizer, model.get_input_embeddings().weight.shape[0], source)
+    if languages:
+        _begin_with_language(model, tokenizer, languages.target)
+    return model, tokenizer
+
+
+def check_vocabulary(tokenizer: Any, embedded: int, source: str | Path) -> None:
+    """InputError where a tokenizer has tokens that its model has no embedding of."""
+    if len(tokenizer) > embedded:
+        raise InputError(
+            f"{source}: its tokenizer has {len(tokenizer)} tokens, but the model embeds {embedded}. Expected the model's own "
+            "tokenizer; copy it into the folder, or enlarge the model with resize_token_embeddings and save it."
+        )
+
+
+def _begin_with_language(model: PreTrainedModel, tokenizer: Any, language: str) -> None:
+    """What is generated begins as the training targets do: with the language's token, or behind it as the start token.
+
+    mBART-50, NLLB and M2M100 write `ro_RO text </s>`; mBART writes `text </s> ro_RO`, and begins with its last token.
+    """
+    assert model.generation_config is not None
+    first, *_, last = tokenizer(text_target=language)["input_ids"]
+    if last == tokenizer.eos_token_id:
+        model.generation_config.forced_bos_token_id = first
+    else:
+        model.generation_config.decoder_start_token_id = model.config.decoder_start_token_id = last
 
 
 def load_config(source: str | Path) -> dict[str, Any]:
@@ -62,11 +100,33 @@ def fingerprint(source: str | Path) -> str:
     return digest.hexdigest()
 
 
-def load_tokenizer(source: str | Path) -> Any:
+def load_tokenizer(source: str | Path, languages: Languages | None = None) -> Any:
+    """InputError where it is not there or does not know the languages."""
     try:
-        return AutoTokenizer.from_pretrained(source)
+        tokenizer = AutoTokenizer.from_pretrained(source)
+        if languages is None:
+            return tokenizer
+        _check_languages(tokenizer, languages, source)
+        return AutoTokenizer.from_pretrained(source, src_lang=languages.source, tgt_lang=languages.target)
     except (OSError, ValueError) as error:
         raise InputError(_unreachable(source, error)) from error
+
+
+def _check_languages(tokenizer: Any, languages: Languages, source: str | Path) -> None:
+    if not hasattr(tokenizer, "src_lang"):
+        raise InputError(
+            f"languages: given, but the tokenizer of {source} ({type(tokenizer).__name__}) has none. Remove them; a Marian of "
+            "several languages takes a prefix such as '>>ron<< '."
+        )
+    special = tokenizer.get_added_vocab()
+    codes = getattr(tokenizer, "lang_code_to_id", None) or {code: i for code, i in special.items() if "<" not in code}
+    for key, code in (("source", languages.source), ("target", languages.target)):
+        if code not in codes:
+            close = difflib.get_close_matches(code, codes, cutoff=0.3)
+            raise InputError(
+                f"languages.{key}: {code!r} given, which the tokenizer of {source} does not know. Expected one of its "
+                f"{len(codes)} codes, such as {', '.join(close or sorted(codes)[:5])}."
+            )
 
 
 def check_same_tokenizer(own: Any, taught: Any, student: str, teacher: str) -> None:

@@ -11,6 +11,7 @@ from distill.sections import (
     Corpus,
     Evaluate,
     Generation,
+    Languages,
     LayerList,
     Layers,
     MemberName,
@@ -48,6 +49,10 @@ class Teacher(Section):
     """A folder or a hub name; or give `architecture` and `tokenizer`."""
     architecture: Architecture | None = None
     tokenizer: Tokenizer | None = None
+    prefix: str = ""
+    """Stands before every document, also for its students: `summarize: ` (T5), `>>ron<< ` (Marian of several languages)."""
+    languages: Languages | None = None
+    """Of a multilingual model, also for its students."""
     zero_stage: Literal[0, 3] = 0
     """While it teaches: 0 is a replica on every process, 3 is sharded over the processes by DeepSpeed."""
     precision: Literal["fp32", "bf16"] | None = None

@@ -159,6 +159,16 @@ class Run:
         return self.folder / "corpus"
 
     @property
+    def corpus_record(self) -> Path:
+        """The hash of the corpus that the run's results were made from; stays where the corpus is deleted."""
+        return self.folder / "corpus.json"
+
+    @property
+    def tokens(self) -> Path:
+        """Token ids of tables, made once for each tokenizer; may be deleted."""
+        return self.folder / "tokens"
+
+    @property
     def report(self) -> Path:
         return self.folder / "report"
 
@@ -203,6 +213,11 @@ class Run:
         table: dict[str, Any] = self.recipe.teachers if member.group == "teachers" else self.recipe.students
         settings: Teacher | Student = table[member.name]
         return settings
+
+    def teacher_settings(self, member: Member) -> Teacher:
+        """A teacher's own, or those of a student's teacher, whose prefix and languages it reads and writes."""
+        settings = self.settings(member)
+        return settings if isinstance(settings, Teacher) else self.recipe.teachers[settings.teacher]
 
     def train_settings(self, member: Member) -> Train | None:
         """None for a teacher that is taken as it is."""

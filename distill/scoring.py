@@ -7,7 +7,6 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from distill.batching import Tokens
 from distill.distillation import Distillation, distillation
 from distill.distributed import World
 from distill.engine import LiveTeacher
@@ -20,6 +19,7 @@ from distill.recipe import Objective, Student, Teacher
 from distill.run import Member, Run
 from distill.sections import Train
 from distill.teacher_cache import CachedTeacher, Contents, contents, hash_tokens
+from distill.tokens import Tokens
 
 log = logging.getLogger(__name__)
 

@@ -36,16 +36,21 @@ class Corpus(Section):
     """The examples, and how they are cut."""
 
     train: str
-    """A JSON-lines file (.jsonl, .json, also .xz or .gz), a folder of train.*, validation.* and test.* files,
-    or `docstrings`, the built-in corpus."""
+    """A file (JSON lines .jsonl or .json, .csv, .tsv; also .xz or .gz; .parquet; .source with a .target beside it), a
+    folder of train.*, validation.* and test.* files of these kinds, the name of a Hugging Face dataset, or `docstrings`,
+    the built-in corpus."""
     validation: str | None = None
-    """A file; left out where `train` is a folder or `docstrings`."""
+    """A file; left out where `train` is no file."""
     test: str | None = None
-    """A file; left out where `train` is a folder or `docstrings`."""
-    document: str = "document"
-    """The field that holds the document."""
-    summary: str = "summary"
-    """The field that holds the summary."""
+    """A file; left out where `train` is no file."""
+    config: str | None = None
+    """The configuration of a Hugging Face dataset, such as `ro-en` of wmt/wmt16."""
+    document: str | None = None
+    """The field that holds the document; a field of a field is `translation.en`. By default `document`, or that of a known
+    dataset."""
+    summary: str | None = None
+    """The field that holds the summary, or a list of them: students learn the first, scores take the best. By default
+    `summary`, or that of a known dataset."""
     max_source_tokens: Annotated[int, BeforeValidator(no_bool), Field(ge=8)] | None = None
     """Documents are cut here (counted); by default at the model's positions, at most 1024."""
     max_target_tokens: Positive = 128
@@ -55,9 +60,19 @@ class Corpus(Section):
 
     @model_validator(mode="after")
     def _two_fields(self) -> "Corpus":
-        if self.document == self.summary:
-            raise ValueError(f"document and summary are both the field {self.document!r}; name two fields")
+        if (self.document or "document") == (self.summary or "summary"):
+            raise ValueError(
+                f"document and summary are both the field {self.document or self.summary!r}; name two fields"
+            )
         return self
+
+
+class Languages(Section):
+    """Of a multilingual model, as its tokenizer spells them: en_XX (mBART), eng_Latn (NLLB), en (M2M100)."""
+
+    source: str
+    target: str
+    """Summaries and translations begin with it, where the model wants that."""
 
 
 class Generation(Section):

@@ -14,12 +14,12 @@ from typing import Any
 import torch
 from transformers import GenerationConfig, PreTrainedModel
 
-from distill.batching import tokenize
 from distill.distributed import World
 from distill.generation import generate, generation_config
-from distill.pretrained import load_model, load_tokenizer
+from distill.pretrained import load_pair
 from distill.reading import Row
-from distill.sections import Benchmark, Generation
+from distill.sections import Benchmark, Generation, Languages
+from distill.tokens import Encoder
 
 log = logging.getLogger(__name__)
 
@@ -33,6 +33,8 @@ class Candidate:
     generation: Generation
     max_source_tokens: int
     max_target_tokens: int
+    prefix: str = ""
+    languages: Languages | None = None
 
 
 @dataclass(frozen=True)
@@ -111,11 +113,11 @@ def _peak_resident_bytes() -> int:
 
 
 def _load(candidate: Candidate, rows: Sequence[Row], world: World) -> _Loaded:
-    model = load_model(candidate.weights).to(world.device)
-    tokenizer = load_tokenizer(candidate.weights)
-    tokens = tokenize(tokenizer, rows, candidate.max_source_tokens, candidate.max_target_tokens)
+    model, tokenizer = load_pair(candidate.weights, candidate.languages)
+    encoder = Encoder(tokenizer, candidate.max_source_tokens, candidate.max_target_tokens, candidate.prefix)
+    source, _ = encoder([row["document"] for row in rows], "source")
     config = generation_config(model, candidate.generation, candidate.max_target_tokens)
-    return _Loaded(model, tokenizer, config, tokens.source)
+    return _Loaded(model.to(world.device), tokenizer, config, source)
 
 
 def _latency(loaded: dict[str, _Loaded], documents: int, settings: Benchmark, world: World) -> dict[str, float]:

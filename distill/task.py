@@ -7,45 +7,53 @@ from typing import Any
 from transformers import GenerationConfig, PreTrainedModel
 
 from distill.attention import divide_attention_scores
-from distill.batching import Tokens, hash_rows, tokenize
-from distill.corpus import read_split
-from distill.data import labelled_documents, limits_of
+from distill.corpus import read_ids, read_references, read_split
+from distill.data import encoder_of, labelled_documents
 from distill.errors import InputError
 from distill.files import sha256_file
 from distill.generation import decoding_settings, generation_config
-from distill.pretrained import DTYPES, fingerprint, load_model, load_tokenizer
+from distill.pretrained import DTYPES, fingerprint, load_pair
 from distill.reading import Row
 from distill.recipe import Labels
 from distill.run import LabelSet, Member, Run, Split
 from distill.sections import Generation
 from distill.summaries import Contents
+from distill.tokens import Encoder, TokenRows, hash_rows, table_tokens
 
 
 @dataclass(frozen=True)
 class Task:
     """Documents, the model that summarizes them, and how."""
 
-    rows: list[Row]
-    tokens: Tokens
+    table: Path
+    ids: list[str]
+    source: TokenRows
+    truncated: int
+    """Documents that were cut."""
     model: PreTrainedModel
     tokenizer: Any
     weights: str
     config: GenerationConfig
     contents: Contents
 
-    @property
-    def ids(self) -> list[str]:
-        return [row["id"] for row in self.rows]
+    def rows(self) -> list[Row]:
+        """The documents and their (first) summaries, as texts."""
+        return read_split(self.table)
+
+    def references(self) -> list[list[str]]:
+        """All summaries of each document."""
+        return read_references(self.table)
 
 
 def evaluation_task(run: Run, member: Member, split: Split) -> Task:
     """A member summarizes a whole split."""
     settings = run.evaluate_settings(member)
-    weights = run.weights(member)
-    model = load_model(weights)
+    teacher, weights = run.teacher_settings(member), run.weights(member)
+    model, tokenizer = load_pair(weights, teacher.languages)
     config = generation_config(model, settings.generation, run.recipe.corpus.max_target_tokens)
     engine = {"name": "huggingface", "precision": "fp32"}
-    return _task(run, run.split(split), model, weights, config, engine, settings.shards)
+    encoder = encoder_of(run, teacher, tokenizer, model.config.to_dict())
+    return _task(run, run.split(split), model, encoder, weights, config, engine, settings.shards)
 
 
 def label_task(run: Run, labels: LabelSet) -> Task:
@@ -57,7 +65,7 @@ def label_task(run: Run, labels: LabelSet) -> Task:
     if settings.engine.name == "ctranslate2":
         engine["precision"] = precision = "fp32"  # what is converted
         engine["compute"] = settings.engine.compute
-    model = load_model(weights, DTYPES[precision])
+    model, tokenizer = load_pair(weights, teacher.languages, DTYPES[precision])
     config = generation_config(model, _decoding(run, member, settings), run.recipe.corpus.max_target_tokens)
     if settings.best_of:
         if settings.best_of.n > (config.num_beams or 1):
@@ -69,7 +77,8 @@ def label_task(run: Run, labels: LabelSet) -> Task:
     if settings.attention_temperature:
         divide_attention_scores(model, settings.attention_temperature)
         engine["attention_temperature"] = settings.attention_temperature
-    return _task(run, labelled_documents(run, labels), model, weights, config, engine, settings.shards)
+    encoder = encoder_of(run, teacher, tokenizer, model.config.to_dict())
+    return _task(run, labelled_documents(run, labels), model, encoder, weights, config, engine, settings.shards)
 
 
 def _decoding(run: Run, teacher: Member, labels: Labels) -> Generation:
@@ -82,19 +91,20 @@ def _task(
     run: Run,
     documents: Path,
     model: PreTrainedModel,
+    encoder: Encoder,
     weights: str,
     config: GenerationConfig,
     engine: dict[str, Any],
     shards: int,
 ) -> Task:
-    rows, tokenizer = read_split(documents), load_tokenizer(weights)
-    tokens = tokenize(tokenizer, rows, *limits_of(run, model))
+    source, cut = table_tokens(encoder, documents, "document", run.tokens)
     contents = Contents(
         documents=sha256_file(documents),
-        tokens=hash_rows(tokens.source),
+        tokens=hash_rows(source),
         model=fingerprint(weights),
         decoding=decoding_settings(config),
         engine=engine,
         shards=shards,
     )
-    return Task(rows, tokens, model, tokenizer, weights, config, contents)
+    ids, tokenizer = read_ids(documents), encoder.tokenizer
+    return Task(documents, ids, source, int(cut.sum()), model, tokenizer, weights, config, contents)

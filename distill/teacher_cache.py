@@ -18,7 +18,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import PreTrainedModel
 
-from distill.batching import Tokens, collate, hash_rows, padded_tokens
+from distill.batching import collate, padded_tokens
 from distill.distillation import Distillation
 from distill.errors import InputError
 from distill.families import shape_of
@@ -29,6 +29,7 @@ from distill.recipe import Cache
 from distill.shards import Shard, content_key, equal_shards, fill
 from distill.signal import HiddenSignal, Signal, TopKSignal, top_k
 from distill.teacher import FrozenTeacher
+from distill.tokens import Tokens, hash_rows
 
 HEAD = "head.safetensors"  # the teacher's projection, for the hidden states
 
@@ -77,11 +78,7 @@ def hash_tokens(tokens: Tokens) -> str:
 
 def shard_order(tokens: Tokens, shard: int, shards: int) -> list[int]:
     """The examples of a shard, longest first; every shard gets as many tokens as the others."""
-    return equal_shards([source + target for source, target in _lengths(tokens)], shards)[shard]
-
-
-def _lengths(tokens: Tokens) -> list[tuple[int, int]]:
-    return [(len(source), len(target)) for source, target in zip(tokens.source, tokens.target, strict=True)]
+    return equal_shards([source + target for source, target in tokens.lengths()], shards)[shard]
 
 
 def _row_type(made_of: Contents, width: int) -> np.dtype[Any]:
@@ -168,7 +165,7 @@ class CacheWriter:
                 rows["log_tail"][part, column] = tail.cpu().numpy()
 
     def _batches(self, order: list[int]) -> list[list[int]]:
-        lengths = _lengths(self.tokens)
+        lengths = self.tokens.lengths()
         batches: list[list[int]] = []
         for index in order:
             if batches and padded_tokens([*batches[-1], index], lengths) <= self.batch_tokens:

@@ -58,7 +58,7 @@ class Trainer:
         set_dropout(student.student, train.dropout)
         self.member, self.tokenizer, self.data, self.world = member, tokenizer, data, world
         self.settings, self.evaluate, self.seed = train, evaluate, seed
-        self.lengths = [(len(s), len(t)) for s, t in zip(data.train.source, data.train.target, strict=True)]
+        self.lengths = data.train.lengths()
         plan = BatchPlan(self.lengths, seed, train.batch_examples, train.batch_tokens)
         self.examples = StepSource(plan)
         self.steps = total_steps(train, plan.steps_per_epoch())
@@ -259,6 +259,6 @@ class Trainer:
         np.random.seed(seed % 2**32)
 
     def _score(self, summaries: list[str]) -> dict[str, float]:
-        scores = rouge(summaries, self.data.validation_references)
+        scores = rouge(summaries, [several[0] for several in self.data.validation_references])
         means = {metric: sum(scores[metric]) / len(summaries) for metric in METRICS}
         return means | {"summary_words": sum(len(text.split()) for text in summaries) / len(summaries)}

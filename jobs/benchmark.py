@@ -41,6 +41,8 @@ def benchmark(arguments: Arguments) -> None:
             generation=run.evaluate_settings(member).generation,
             max_source_tokens=source_limit(shape_of(load_config(path), path), corpus.max_source_tokens, str(member)),
             max_target_tokens=corpus.max_target_tokens,
+            prefix=run.teacher_settings(member).prefix,
+            languages=run.teacher_settings(member).languages,
         )
         for member, path in weights.items()
     ]

@@ -29,21 +29,20 @@ def cache_teacher(arguments: Arguments) -> None:
         return
 
     from distill import distributed
-    from distill.data import load_training_tokens
-    from distill.pretrained import DTYPES, load_model, load_tokenizer
+    from distill.data import encoder_of, load_gold_tokens
+    from distill.pretrained import DTYPES, load_pair
     from distill.scoring import cache_contents
     from distill.shards import fill_each
     from distill.teacher_cache import CacheWriter
 
     world = distributed.place()
     weights = run.weights(member)
-    tokenizer = load_tokenizer(weights)
-    model = load_model(weights, DTYPES[settings.precision or "fp32"]).to(world.device)
-    tokens = load_training_tokens(run, tokenizer, model)
+    model, tokenizer = load_pair(weights, settings.languages, DTYPES[settings.precision or "fp32"])
+    tokens = load_gold_tokens(run, encoder_of(run, settings, tokenizer, model.config.to_dict()))
     writer = CacheWriter(
         folder=member.cache,
         made_of=cache_contents(run, member.name, tokens),
-        model=model,
+        model=model.to(world.device),
         tokens=tokens,
         pad=tokenizer.pad_token_id,
         batch_tokens=run.recipe.train.micro_batch_tokens,

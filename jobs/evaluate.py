@@ -41,7 +41,7 @@ def evaluate(arguments: Arguments) -> None:
         contents=task.contents,
         engine=HuggingFace(task.model.to(world.device), task.tokenizer, task.config, world.device),
         ids=task.ids,
-        source=task.tokens.source,
+        source=task.source,
         batch_tokens=settings.batch_tokens,
         before_batch=arguments.stop.raise_if_set,
     )

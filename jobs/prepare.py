@@ -5,63 +5,119 @@ documents that are labelled.
 """
 
 import logging
+from typing import TYPE_CHECKING, Any
 
-from distill.recipe import Recipe
+from distill.errors import InputError
+from distill.recipe import Teacher
+from distill.run import Run
 from jobs.start import Arguments, main
+
+if TYPE_CHECKING:
+    from distill.tokens import Encoder
 
 log = logging.getLogger(__name__)
 
+WARNINGS = {
+    "duplicate_ids": "have an id that another one has",
+    "duplicate_documents": "are the same text as one before them",
+    "near_duplicates": "are nearly the same text as one before them",
+    "near_duplicates_in_train": "stand, nearly word for word, in the training split too: its scores may be too good",
+}
+
 
 def prepare(arguments: Arguments) -> None:
-    from distill.corpus import prepare_corpus, prepare_documents
-    from distill.run import SPLITS
-
     run = arguments.run
     if run.is_prepared():
         log.info("%s is complete", run.corpus)
         return
-    _check_models(run.recipe)
+
+    from distill.data import tokenize_corpus
+
+    encoders = _check_models(run)
+    _prepare_documents(run)
+    if not run.corpus.exists():
+        _prepare_corpus(run)
+    for encoder in encoders:
+        tokenize_corpus(run, encoder)
+
+
+def _prepare_documents(run: Run) -> None:
+    from distill.corpus import prepare_documents
+
+    corpus, seed = run.recipe.corpus, run.recipe.seed
     for labels in run.label_sets():
         if labels.settings.documents and not labels.documents.exists():
-            counts = prepare_documents(
-                run.recipe.corpus, labels.settings, labels.name, run.recipe.seed, labels.documents
+            _log_counts(str(labels), prepare_documents(corpus, labels.settings, labels.name, seed, labels.documents))
+
+
+def _prepare_corpus(run: Run) -> None:
+    from distill.corpus import prepare_corpus
+    from distill.files import read_json, write_json
+    from distill.run import SPLITS
+
+    def refuse_another(manifest: dict[str, Any]) -> None:
+        before = read_json(run.corpus_record)["sha256"] if run.corpus_record.exists() else manifest["sha256"]
+        if before != manifest["sha256"]:
+            raise InputError(
+                f"{run.corpus}: the corpus is another one (hash {manifest['sha256'][:12]}) than that from which {run.folder} was "
+                f"begun ({before[:12]}). Expected the same examples; bring them back, give the recipe another name (name=...), "
+                f"or delete {run.folder}."
             )
-            log.info("%s: %d documents of %s words", labels, counts["examples"], counts["document_words"]["mean"])
-    if run.corpus.exists():
-        return
-    manifest = prepare_corpus(run.recipe.corpus, run.recipe.seed, run.corpus)
+
+    manifest = prepare_corpus(run.recipe.corpus, run.recipe.seed, run.corpus, refuse_another)
+    write_json(run.corpus_record, {"sha256": manifest["sha256"]})
     for split in SPLITS:
-        counts = manifest["splits"][split]
-        log.info(
-            "%s: %d examples (%d dropped, %d duplicate documents), words %s -> %s",
-            split,
-            counts["examples"],
-            sum(counts["dropped"].values()),
-            counts["duplicate_documents"],
-            counts["document_words"]["mean"],
-            counts["summary_words"]["mean"],
-        )
+        _log_counts(split, manifest["splits"][split])
 
 
-def _check_models(recipe: Recipe) -> None:
-    """Refuse here, before any work, what the launcher could not see without torch and the hub."""
+def _log_counts(what: str, counts: dict[str, Any]) -> None:
+    log.info(
+        "%s: %d examples (%d dropped), words %s -> %s",
+        what,
+        counts["examples"],
+        sum(counts["dropped"].values()),
+        counts["document_words"]["mean"],
+        counts["summary_words"]["mean"],
+    )
+    for key, warning in WARNINGS.items():
+        if counts.get(key):
+            log.warning("%s: %d of %d documents %s", what, counts[key], counts["examples"], warning)
+
+
+def _check_models(run: Run) -> "list[Encoder]":
+    """Refuse here, before any work, what the launcher could not see without torch and the hub; how the models read texts."""
     from distill.families import shape_of
     from distill.preflight import base_shape, check_student, check_teacher, teacher_shape
-    from distill.pretrained import check_same_tokenizer, load_config, load_tokenizer
+    from distill.pretrained import check_same_tokenizer
 
+    recipe, encoders = run.recipe, []
     for name, teacher in recipe.teachers.items():
-        shape = teacher_shape(recipe, name)
-        if shape is None:
-            shape = shape_of(load_config(str(teacher.model)), f"teachers.{name}.model")
+        tokenizer, shape = None, teacher_shape(recipe, name)
+        if teacher.model is not None:
+            config, tokenizer, encoder = _reading(run, teacher, teacher.model)
+            shape = shape_of(config, f"teachers.{name}.model")
             check_teacher(recipe, name, shape)
+            encoders.append(encoder)
+        assert shape is not None
         for student_name, student in recipe.students.items():
             if student.teacher == name and student.model is not None:
-                base = base_shape(recipe, student_name, shape)
-                base = base or shape_of(load_config(student.model), f"students.{student_name}.model")
+                config, own, encoder = _reading(run, teacher, student.model)
+                base = base_shape(recipe, student_name, shape) or shape_of(config, f"students.{student_name}.model")
                 check_student(recipe, student_name, shape, base)
-                if student.objective.needs_teacher and teacher.model is not None:
-                    tokenizers = load_tokenizer(student.model), load_tokenizer(teacher.model)
-                    check_same_tokenizer(*tokenizers, student_name, name)
+                encoders.append(encoder)
+                if student.objective.needs_teacher and tokenizer is not None:
+                    check_same_tokenizer(own, tokenizer, student_name, name)
+    return encoders
+
+
+def _reading(run: Run, teacher: Teacher, model: str) -> "tuple[dict[str, Any], Any, Encoder]":
+    """(config, tokenizer, encoder) of a model; InputError where they do not go together."""
+    from distill.data import encoder_of
+    from distill.pretrained import check_vocabulary, load_config, load_tokenizer
+
+    config, tokenizer = load_config(model), load_tokenizer(model, teacher.languages)
+    check_vocabulary(tokenizer, config["vocab_size"], model)
+    return config, tokenizer, encoder_of(run, teacher, tokenizer, config)
 
 
 if __name__ == "__main__":

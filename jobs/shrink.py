@@ -28,11 +28,11 @@ def shrink_teacher(arguments: Arguments) -> None:
     from distill.families import shape_of
     from distill.files import atomic_folder
     from distill.preflight import source_limit
-    from distill.pretrained import load_model, load_tokenizer
+    from distill.pretrained import load_pair
     from distill.student import save_model, shrink
 
     weights = settings.model or run.weights(run.member("teachers", settings.teacher))
-    base, tokenizer = load_model(weights), load_tokenizer(weights)
+    base, tokenizer = load_pair(weights, run.teacher_settings(member).languages)
     # A path would tell where, not what: a teacher of this run goes by its name.
     name = settings.model or run.recipe.teachers[settings.teacher].model or settings.teacher
     shape = shape_of(base.config.to_dict(), name)

@@ -28,11 +28,11 @@ def make_teacher(arguments: Arguments) -> None:
 
     from distill.corpus import read_split
     from distill.files import atomic_folder
-    from distill.pretrained import build_model, load_model, load_tokenizer, train_tokenizer
+    from distill.pretrained import build_model, load_pair, train_tokenizer
     from distill.student import save_model
 
     if settings.model is not None:
-        model, tokenizer = load_model(settings.model), load_tokenizer(settings.model)
+        model, tokenizer = load_pair(settings.model, settings.languages)
     else:
         assert settings.architecture is not None and settings.tokenizer is not None
         rows = read_split(run.split("train"))

@@ -28,19 +28,22 @@ def train(arguments: Arguments) -> None:
 
     from distill import distributed
     from distill.claim import Claim
-    from distill.data import ONLY_GOLD, load_training_data
-    from distill.pretrained import DTYPES, load_model, load_tokenizer
+    from distill.data import ONLY_GOLD, encoder_of, load_training_data
+    from distill.pretrained import DTYPES, load_pair
     from distill.scoring import scored_student
     from distill.trainer import Trainer
 
     world = distributed.start()
     claim = Claim(member.claim) if world.is_main else None
-    tokenizer = load_tokenizer(member.initial)
-    model = load_model(member.initial, DTYPES[settings.precision])
+    teacher_settings = run.teacher_settings(member)
+    model, tokenizer = load_pair(member.initial, teacher_settings.languages, DTYPES[settings.precision])
     evaluate = run.evaluate_settings(member)
     chosen = run.settings(member)
     train_on = chosen.train_on if isinstance(chosen, Student) else ONLY_GOLD
-    data = load_training_data(run, tokenizer, model, evaluate, train_on)
+    with world.main_first():  # which makes what files of token ids are missing; the others read them
+        data = load_training_data(
+            run, encoder_of(run, teacher_settings, tokenizer, model.config.to_dict()), evaluate, train_on
+        )
     student, teacher = scored_student(run, member, model, tokenizer, data.train, world)
     trainer = Trainer(
         member, student, tokenizer, data, settings, evaluate, run.recipe.seed, world, teacher, arguments.stop, claim

@@ -12,7 +12,7 @@ from rich.console import Console
 from distill.errors import InputError
 from distill.preemption import StopFlag, StoppedError
 from distill.preflight import check_recipe
-from distill.reading import split_files
+from distill.reading import sources
 from distill.recipe import Recipe
 from distill.recipe_file import load_recipe
 from distill.run import Run, check_unchanged
@@ -55,7 +55,7 @@ def run(
         profile = _profile(profile_file, processes, time_limit, grace) if profile_file else None
         loaded = load_recipe(recipe, overrides)
         check_recipe(loaded)
-        split_files(loaded.corpus)
+        sources(loaded.corpus)
         world = local.processes_here(processes)
         planned = Run(loaded, runs / loaded.name)
         check_unchanged(planned)

@@ -6,7 +6,7 @@ from pathlib import Path
 from distill import plan
 from distill.distillation import distillation
 from distill.preflight import base_shape, looks_like_folder, teacher_shape
-from distill.reading import documents_file, split_files
+from distill.reading import documents_source, sources
 from distill.recipe import Recipe, Student, Teacher
 from distill.run import Member, Run
 from launch.doctor.probe import Request, model_folder, model_problem
@@ -38,8 +38,9 @@ def needs_of(recipe: Recipe, processes: int) -> Needs:
     """InputError where a file of the corpus is missing."""
     given: list[Teacher | Student] = [*recipe.teachers.values(), *recipe.students.values()]
     models = dict.fromkeys(settings.model for settings in given if settings.model)
-    documents = [documents_file(labels, name) for name, labels in recipe.labels.items()]
-    files = [*split_files(recipe.corpus).values(), *(file for file in documents if file)]
+    documents = [documents_source(recipe.corpus, labels, name) for name, labels in recipe.labels.items()]
+    read = [*sources(recipe.corpus).values(), *(source for source in documents if source)]
+    files = [source.file for source in read if source.file]
     run = Run(_with_cached_models(recipe), Path())
     trained = [member for member in run.members() if run.train_settings(member)]
     known = {str(member): (_memory_gb(run, member, processes), _room_gb(run, member)) for member in trained}

@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from transformers import AutoConfig, AutoModelForSeq2SeqLM
 
 from distill import distributed
-from distill.batching import Tokens, collate
+from distill.batching import collate
 from distill.distillation import Distillation
 from distill.head import chunked_losses
 from distill.losses import cross_entropy, divergence
@@ -31,6 +31,7 @@ from distill.sections import Train
 from distill.signal import HiddenSignal
 from distill.speed import _peak_resident_bytes
 from distill.student import freeze, set_dropout, shrink
+from distill.tokens import Tokens
 
 T = 2.0
 ON_GPU = torch.cuda.is_available()

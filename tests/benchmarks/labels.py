@@ -16,13 +16,13 @@ from typing import Any
 
 import torch
 
-from distill.batching import tokenize
 from distill.ctranslate import CTranslate2, convert
+from distill.formats import read_records
 from distill.generation import Engine, HuggingFace, generation_config
 from distill.pretrained import load_model, load_tokenizer
-from distill.reading import read_rows
 from distill.sections import Generation
 from distill.summaries import Contents, SummaryWriter
+from distill.tokens import Encoder, tokenize
 
 ROOT = Path(__file__).parents[2]
 CORPUS = ROOT.parent / "shared" / "data" / "arxiv_title" / "test.jsonl.xz"
@@ -78,8 +78,8 @@ def main() -> None:
     options = parser.parse_args()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model, tokenizer = load(options.teacher, device)
-    rows = list(itertools.islice(read_rows(options.corpus, "document", "summary"), options.documents))
-    source = tokenize(tokenizer, rows, POSITIONS, 32).source
+    rows = [row for _, row in itertools.islice(read_records(options.corpus, ()), options.documents)]
+    source = tokenize(Encoder(tokenizer, POSITIONS, 32), rows).source
     config = generation_config(model, DECODING, 32)
     texts, budget = [row["document"] for row in rows], options.batch * max(map(len, source))
     contestants: dict[str, Callable[[], float]] = {

@@ -9,7 +9,7 @@ import pytest
 import torch
 from transformers import AutoModelForSeq2SeqLM
 
-from distill.batching import BatchPlan, StepSource, TrainingData, tokenize
+from distill.batching import BatchPlan, StepSource, TrainingData
 from distill.checkpoint import newest_intact
 from distill.distributed import World
 from distill.files import read_jsonl
@@ -20,6 +20,7 @@ from distill.recipe import Objective
 from distill.run import Member
 from distill.sections import Evaluate, Tokenizer, Train
 from distill.student import shrink
+from distill.tokens import Encoder, tokenize
 from distill.trainer import NonFiniteLossError, Trainer
 from tests.conftest import make_model, make_rows
 from tests.distributed.harness import run_distributed
@@ -38,10 +39,10 @@ def make_parts(family: str = "bart") -> tuple[Any, Any, TrainingData]:
     student = shrink(make_model(family, tokenizer), [0, 2], [1, 3], "t")
     rows, held_out = make_rows(40, seed=5), make_rows(5, seed=6)
     data = TrainingData(
-        train=tokenize(tokenizer, rows, 40, 20),
+        train=tokenize(Encoder(tokenizer, 40, 20), rows),
         train_ids=[row["id"] for row in rows],
-        validation=tokenize(tokenizer, held_out, 40, 20),
-        validation_references=[row["summary"] for row in held_out],
+        validation=tokenize(Encoder(tokenizer, 40, 20), held_out),
+        validation_references=[[row["summary"]] for row in held_out],
         max_target_tokens=8,
     )
     return student, tokenizer, data

@@ -22,7 +22,7 @@ from typing import Any
 
 import yaml
 
-from distill.reading import read_rows
+from distill.formats import read_records
 
 ROOT = Path(__file__).parents[2]
 CORPUS = ROOT.parent / "shared" / "data" / "arxiv_title" / "train.jsonl.xz"
@@ -147,7 +147,7 @@ def write_recipe(folder: Path, corpus: Path, teacher: Path, documents: int, **la
     """A recipe that labels the first `documents` of a JSON-lines file, and that file cut to them."""
     folder.mkdir(parents=True, exist_ok=True)
     for split, count in (("train", documents), ("validation", 2), ("test", 2)):
-        rows = itertools.islice(read_rows(corpus, "document", "summary"), count)
+        rows = [row for _, row in itertools.islice(read_records(corpus, ()), count)]
         (folder / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     recipe = {
         "name": "drill",

@@ -3,7 +3,8 @@ import random
 import pytest
 import torch
 
-from distill.batching import IGNORED, BatchPlan, StepSource, Tokens, collate, deal, padded_tokens, tokenize
+from distill.batching import IGNORED, BatchPlan, StepSource, collate, deal, padded_tokens
+from distill.tokens import Encoder, Tokens, tokenize
 
 LENGTHS = [(random.Random(i).randint(3, 90), random.Random(-i - 1).randint(2, 20)) for i in range(500)]
 SIZES = [{"batch_examples": 16}, {"batch_tokens": 700}]
@@ -77,6 +78,6 @@ def test_collate_pads_and_masks() -> None:
 def test_what_is_cut_is_counted(tokenizer: object) -> None:
     rows = [{"document": "fox " * n, "summary": "dog " * n} for n in (1, 4, 30)]
     exact = len(tokenizer(rows[1]["document"])["input_ids"])  # type: ignore[operator]
-    tokens = tokenize(tokenizer, rows, exact, 10_000)
+    tokens = tokenize(Encoder(tokenizer, exact, 10_000), rows)
     assert tokens.truncated == {"documents": 1, "summaries": 0}
     assert [len(source) for source in tokens.source] == [len(tokens.source[0]), exact, exact]

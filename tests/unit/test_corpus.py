@@ -9,7 +9,7 @@ import pytest
 from distill.corpus import prepare_corpus, quantiles, read_split
 from distill.docstrings import read_docstrings, split_docstring, split_of
 from distill.errors import InputError
-from distill.reading import split_files
+from distill.reading import sources
 from distill.sections import Corpus
 from tests.conftest import SHARED, make_rows, write_corpus
 
@@ -79,7 +79,11 @@ BAD_LINES = {
     "not an object": ("[1, 2]", "train.jsonl, line 3: list given, expected an object"),
     "not JSON": ("{'a': 1}", "train.jsonl, line 3: not JSON"),
     "a missing field": ('{"document": "x", "sumary": "y"}', "no field 'summary'; its fields are 'document', 'sumary'"),
-    "a torn surrogate": ('{"document": "x\\ud83d", "summary": "y"}', "has a lone surrogate '\\ud83d' at character 1"),
+    "a torn surrogate": (
+        '{"document": "x\\ud83d", "summary": "y"}',
+        "a lone surrogate '\\ud83d', half of a character, at character 1 of 'x\\ud83d'",
+    ),
+    "a NUL": ('{"document": "x", "summary": "y\\u0000z"}', "line 3: a NUL character at character 1 of 'y\\x00z'"),
     "a huge number": ('{"document": "x", "summary": "y", "n": ' + "9" * 5000 + "}", "line 3: not JSON"),
     "deep nesting": ("[" * 100_000, "line 3: not JSON"),
     "not a text": ('{"document": 5, "summary": "y"}', "'document' is int, expected a text"),
@@ -124,11 +128,11 @@ def test_missing_and_empty_splits(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="there is no such file or folder"):
         prepare(tmp_path / "none", tmp_path / "out")
     with pytest.raises(InputError, match="corpus.validation is missing"):
-        split_files(Corpus(train=str(folder / "train.jsonl")))
+        sources(Corpus(train=str(folder / "train.jsonl")))
     (folder / "test.json").write_text("{}")
     (folder / "test.jsonl.gz").touch()
-    with pytest.raises(InputError, match="several test splits: test.json, test.jsonl.gz"):
-        split_files(Corpus(train=str(folder)))
+    with pytest.raises(InputError, match="several test splits: test.jsonl.gz, test.json"):
+        sources(Corpus(train=str(folder)))
 
 
 def test_more_than_half_dropped_is_an_error(tmp_path: Path) -> None:

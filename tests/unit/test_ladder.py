@@ -11,12 +11,12 @@ import pytest
 ROOT = Path(__file__).parents[2]
 RUNGS = [
     {"errors", "sections"},
-    {"preemption", "recipe", "validation", "losses", "scores", "docstrings", "signal"},
-    {"files", "layers", "families", "recipe_file", "distributed", "forward", "filters", "attention"},
+    {"preemption", "recipe", "validation", "losses", "scores", "docstrings", "signal", "formats", "duplicates"},
+    {"files", "layers", "families", "recipe_file", "distributed", "forward", "filters", "attention", "hub"},
     {"run", "plan", "distillation", "checkpoint", "student", "claim"},
     {"reading", "shards", "tracking", "head"},
-    {"stages", "preflight", "batching", "corpus", "objective", "generation"},
-    {"pretrained", "ctranslate", "summaries"},
+    {"stages", "preflight", "tokens", "corpus", "objective", "generation"},
+    {"pretrained", "ctranslate", "summaries", "batching"},
     {"data", "speed", "report", "teacher"},
     {"engine", "teacher_cache", "task"},
     {"scoring", "trainer", "engines", "evaluation"},

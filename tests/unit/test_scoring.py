@@ -12,7 +12,7 @@ import pytest
 import torch
 import yaml
 
-from distill.data import load_training_tokens
+from distill.data import encoder_of, load_gold_tokens
 from distill.distributed import World
 from distill.engine import LiveTeacher
 from distill.errors import InputError
@@ -54,7 +54,7 @@ def make_run(folder: Path, tokenizer: Any, teacher: dict[str, Any], **student: A
 
 def put_together(run: Run, member: Member) -> tuple[ScoredStudent, TeacherSource | None]:
     model, tokenizer = load_model(member.initial), load_tokenizer(member.initial)
-    tokens = load_training_tokens(run, tokenizer, model)
+    tokens = load_gold_tokens(run, encoder_of(run, run.recipe.teachers["t"], tokenizer, model.config.to_dict()))
     return scored_student(run, member, model, tokenizer, tokens, World(0, 1, 0, CPU))
 
 
@@ -132,7 +132,7 @@ def test_a_cache_of_other_documents_or_weights_is_refused(tokenizer: Any, tmp_pa
         put_together(run, member)
     teacher = run.member("teachers", "t")
     model = load_model(tmp_path / "teacher")
-    tokens = load_training_tokens(run, tokenizer, model)
+    tokens = load_gold_tokens(run, encoder_of(run, run.recipe.teachers["t"], tokenizer, model.config.to_dict()))
     CacheWriter(teacher.cache, cache_contents(run, "t", tokens), model, tokens, tokenizer.pad_token_id, 100, CPU).write(
         0
     )
@@ -143,6 +143,7 @@ def test_a_cache_of_other_documents_or_weights_is_refused(tokenizer: Any, tmp_pa
     save_model(model, tokenizer, tmp_path / "teacher")
     put_together(run, member)
     shutil.rmtree(run.corpus)
+    run.corpus_record.unlink()  # else prepare refuses another corpus
     rows = [json.dumps(row) for row in make_rows(13, seed=9)]
     (tmp_path / "corpus" / "train.jsonl").write_text("\n".join(rows))
     prepare(Arguments(run, None, "test", None))

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from distill.batching import Tokens, collate, tokenize
+from distill.batching import collate
 from distill.distillation import Distillation
 from distill.distributed import World
 from distill.engine import LiveTeacher
@@ -18,6 +18,7 @@ from distill.recipe import Cache, Objective, Teacher
 from distill.shards import content_key
 from distill.student import shrink
 from distill.teacher_cache import CachedTeacher, CacheWriter, Contents, contents, hash_tokens, shard_order
+from distill.tokens import Encoder, Tokens, tokenize
 from tests.conftest import STARTS, make_model, make_rows
 
 CPU = torch.device("cpu")
@@ -27,7 +28,7 @@ BATCH = [7, 2, 11, 5]
 
 
 def make_tokens(tokenizer: Any, rows: int = 24) -> Tokens:
-    return tokenize(tokenizer, make_rows(rows), 40, 12)
+    return tokenize(Encoder(tokenizer, 40, 12), make_rows(rows))
 
 
 def make_contents(keep: str = "hidden", shards: int = 2, precision: str = "fp32", k: int = 8) -> Contents:

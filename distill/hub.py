@@ -1,0 +1,103 @@
+"""Datasets of the Hugging Face hub, by name: from the hub, or from this machine's cache. `datasets` is imported late."""
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from distill.errors import InputError
+from distill.formats import SUFFIXES, Record
+from distill.sections import Corpus
+
+NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
+ROWS = 512  # held at a time
+
+
+@dataclass(frozen=True)
+class Known:
+    """Of a dataset whose fields need not be given: (document, summary), and the configuration that is meant by default."""
+
+    fields: tuple[str, str] | None
+    """None: one of two languages, which the recipe must choose."""
+    config: str | None = None
+
+
+XSUM = Known(("document", "summary"))
+CNN_DAILYMAIL = Known(("article", "highlights"), "3.0.0")
+SAMSUM = Known(("dialogue", "summary"))
+TRANSLATION = Known(None)
+
+KNOWN = {
+    "EdinburghNLP/xsum": XSUM,
+    "xsum": XSUM,
+    "abisee/cnn_dailymail": CNN_DAILYMAIL,
+    "cnn_dailymail": CNN_DAILYMAIL,
+    "Samsung/samsum": SAMSUM,
+    "knkarthick/samsum": SAMSUM,
+    "samsum": SAMSUM,
+    **{f"{owner}wmt{year}": TRANSLATION for owner in ("wmt/", "") for year in range(14, 20)},
+}
+
+
+@dataclass(frozen=True)
+class Hub:
+    """A dataset by its name and configuration."""
+
+    name: str
+    config: str | None
+
+    def __str__(self) -> str:
+        return f"dataset {self.name}" + (f" ({self.config})" if self.config else "")
+
+    def fields(self, corpus: Corpus) -> tuple[str, str]:
+        """(document, summary); InputError where a translation's direction is not given."""
+        known = KNOWN.get(self.name, XSUM)
+        if known.fields:
+            return corpus.document or known.fields[0], corpus.summary or known.fields[1]
+        if corpus.document and corpus.summary:
+            return corpus.document, corpus.summary
+        one, other = (self.config or "ro-en").split("-")[:2]
+        raise InputError(
+            f"corpus: {self} has pairs of languages. Expected corpus.config (such as {one}-{other}) and the direction: "
+            f"corpus.document=translation.{other} and corpus.summary=translation.{one}, or the other way round."
+        )
+
+    def records(self, split: str, aliases: Sequence[str]) -> Iterator[Record]:
+        """InputError where the dataset or its split is not to be had."""
+        splits = self._load()
+        found = [name for name in aliases if name in splits]
+        if not found:
+            raise InputError(f"{self} has no {split} split; its splits are {', '.join(splits)}.")
+        number = 0
+        for batch in splits[found[0]].with_format("python").iter(ROWS):
+            for values in zip(*batch.values(), strict=True):
+                number += 1
+                yield f"{self}, {split} row {number}", dict(zip(batch, values, strict=True))
+
+    def _load(self) -> Any:
+        import datasets
+
+        datasets.disable_progress_bars()
+        try:
+            return datasets.load_dataset(self.name, self.config)
+        except Exception as error:  # a dozen kinds: no network, no such name, no such configuration, a torn cache
+            raise InputError(
+                f"corpus.train: {str(self.name)!r} is no file or folder here, and as a dataset it cannot be loaded: "
+                f"{str(error).splitlines()[0]} Expected a path, or a name that this machine can reach or has in its cache; "
+                "without a network load it elsewhere, write its splits with to_parquet, and give their folder."
+            ) from error
+
+
+def hub_dataset(corpus: Corpus) -> Hub | None:
+    """The dataset that `corpus.train` names; None where it is a path, also of a file that is not there."""
+    given = corpus.train
+    is_name = NAME.fullmatch(given) and not given.endswith(SUFFIXES) and not Path(given).exists()
+    parent_exists = "/" not in given or Path(given).parent.is_dir()
+    if not is_name or (parent_exists and given not in KNOWN):
+        if corpus.config:
+            raise InputError(f"corpus.config: {corpus.config!r} given, but {given!r} is no dataset's name; remove it.")
+        return None
+    if corpus.validation or corpus.test:
+        raise InputError(f"corpus.train: {given!r} is a dataset with splits of its own; remove validation and test.")
+    return Hub(given, corpus.config or KNOWN.get(given, XSUM).config)
