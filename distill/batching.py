@@ -18,8 +18,8 @@ import torch
 from distill.losses import IGNORED
 from distill.tokens import Tokens
 
-STEPS_PER_BUCKET = 100  # examples of this many steps are sorted by length together,
-BANDS = 10  # into this many bands of like source lengths, each sorted by target length
+STEPS_PER_BUCKET = 200  # examples of this many steps are sorted by length together,
+BANDS = 40  # into this many bands of like source lengths, each sorted by target length
 
 
 @dataclass(frozen=True)
