@@ -23,6 +23,7 @@ from deepspeed.checkpoint.constants import (
     UNIVERSAL_CHECKPOINT_VERSION_VALUE,
 )
 from transformers import PreTrainedModel
+from transformers.optimization import Adafactor
 
 from distill import checkpoint
 from distill.distillation import Distillation
@@ -56,7 +57,7 @@ class Engine:
         self._plain = objective.student if self.stage < 3 else copy.deepcopy(objective.student).eval()
         self._engine, *_ = deepspeed.initialize(
             model=objective,
-            optimizer=torch.optim.AdamW(_parameter_groups(objective, train.weight_decay), lr=train.learning_rate),
+            optimizer=_optimizer(objective, train),
             config=deepspeed_config(train),
         )
 
@@ -227,6 +228,21 @@ class LiveTeacher:
             return parameter.detach()
         with deepspeed.zero.GatheredParameters([parameter]):
             return parameter.detach().clone()  # outlives the gathering: the head reads it later
+
+
+def _optimizer(module: torch.nn.Module, train: Train) -> torch.optim.Optimizer:
+    """AdamW, fused on GPUs and on the host alike; or Adafactor with an external learning rate.
+
+    transformers' Adafactor, since torch's own always scales by the parameters' size and caps the rate at 1 / sqrt(step).
+    The published runs (Shleifer & Rush 2020, examples/seq2seq/lightning_base.py) switch both off.
+    """
+    groups = _parameter_groups(module, train.weight_decay)
+    if train.optimizer == "adafactor":
+        own: torch.optim.Optimizer = Adafactor(
+            groups, lr=train.learning_rate, scale_parameter=False, relative_step=False
+        )
+        return own
+    return torch.optim.AdamW(groups, lr=train.learning_rate, fused=True)
 
 
 def _parameter_groups(module: torch.nn.Module, weight_decay: float) -> list[dict[str, Any]]:

@@ -30,6 +30,17 @@ from distill.sections import Architecture, Generation, Languages, Tokenizer
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
+def dtype_of(precision: str) -> torch.dtype:
+    """The dtype of a recipe's precision; InputError for bf16 on a GPU that would only emulate it."""
+    on_gpu = torch.cuda.is_available()
+    if precision == "bf16" and on_gpu and not torch.cuda.is_bf16_supported(including_emulation=False):
+        raise InputError(
+            f"precision: bf16 given, but {torch.cuda.get_device_name()} does not compute in it. Expected NVIDIA's Ampere "
+            "or newer; ask for such GPUs, or use fp32."
+        )
+    return DTYPES[precision]
+
+
 def load_model(source: str | Path, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
     """A model in eval mode; InputError where it is not there, cannot be reached or is of no known family."""
     shape_of(load_config(source), str(source))

@@ -19,6 +19,7 @@ from distill.sections import (
     Number,
     Percent,
     Positive,
+    Precision,
     Report,
     Section,
     Tokenizer,
@@ -55,7 +56,7 @@ class Teacher(Section):
     """Of a multilingual model, also for its students."""
     zero_stage: Literal[0, 3] = 0
     """While it teaches: 0 is a replica on every process, 3 is sharded over the processes by DeepSpeed."""
-    precision: Literal["fp32", "bf16"] | None = None
+    precision: Precision | None = None
     """While it teaches; by default that of the student (fp32 where it fills a cache)."""
     offload: Literal["cpu"] | None = None
     """Keep the shards of zero_stage 3 in the host's memory."""
@@ -226,7 +227,7 @@ class Labels(Generation):
     """Parts that are labelled apart from each other (`python -m jobs.label ... --shard 3`)."""
     batch_tokens: Positive = 8192
     """Source tokens, padding included, of one batch of beam search; one that does not fit the memory is halved."""
-    precision: Literal["fp32", "bf16"] | None = None
+    precision: Precision | None = None
     """By default the teacher's, else fp32."""
     engine: Annotated[
         LabelEngine,

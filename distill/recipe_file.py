@@ -111,11 +111,10 @@ def _lay_over(shared: dict[str, Any], own: dict[str, Any]) -> dict[str, Any]:
     merged = shared | own
     if isinstance(shared.get("generation"), dict) and isinstance(own.get("generation"), dict):
         merged["generation"] = shared["generation"] | own["generation"]
-    for one, other in (("steps", "epochs"), ("epochs", "steps"), ("batch_tokens", "batch_examples")):
-        if own.get(one) is not None and own.get(other) is None:
-            merged[other] = None
-    if own.get("batch_examples") is not None and own.get("batch_tokens") is None:
-        merged["batch_tokens"] = None
+    for pair in (("steps", "epochs"), ("batch_tokens", "batch_examples"), ("every_steps", "every_epochs")):
+        for one, other in (pair, pair[::-1]):
+            if own.get(one) is not None and own.get(other) is None:
+                merged[other] = None
     return merged
 
 

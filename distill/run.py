@@ -24,6 +24,7 @@ FREE_KEYS = (
     "keep_every_steps",
     "zero_stage",
     "offload",
+    "gradient_checkpointing",
     "log_every_steps",
     "evaluate.batch_tokens",
 )
@@ -222,6 +223,11 @@ class Run:
     def train_settings(self, member: Member) -> Train | None:
         """None for a teacher that is taken as it is."""
         return self.settings(member).train
+
+    def seed(self, member: Member) -> int:
+        """Of a member's training: its own, else the recipe's."""
+        train = self.train_settings(member)
+        return self.recipe.seed if train is None or train.seed is None else train.seed
 
     def evaluate_settings(self, member: Member) -> Evaluate:
         return self.settings(member).evaluate or self.recipe.evaluate

@@ -14,7 +14,7 @@ from distill.errors import InputError
 from distill.families import Shape, shape_of
 from distill.files import sha256_file
 from distill.objective import ScoredStudent, TeacherSource
-from distill.pretrained import DTYPES, check_same_tokenizer, fingerprint, load_config, load_model, load_tokenizer
+from distill.pretrained import check_same_tokenizer, dtype_of, fingerprint, load_config, load_model, load_tokenizer
 from distill.recipe import Objective, Student, Teacher
 from distill.run import Member, Run
 from distill.sections import Train
@@ -46,7 +46,7 @@ def scored_student(
     else:
         teacher, pairs = _live(run, settings, train, model, world, pairs)
     log.info("%s: learns from teacher %s; %s", member, settings.teacher, pairs)
-    torch.manual_seed(run.recipe.seed)  # of the projections between widths, where there are any
+    torch.manual_seed(run.seed(member))  # of the projections between widths, where there are any
     return ScoredStudent(model, settings.objective, train.label_smoothing, pairs, config["d_model"]), teacher
 
 
@@ -69,7 +69,7 @@ def _live(
 ) -> tuple[LiveTeacher, Distillation]:
     teacher_settings: Teacher = run.recipe.teachers[settings.teacher]
     weights = run.weights(run.member("teachers", settings.teacher))
-    model = load_model(weights, DTYPES[teacher_settings.precision or train.precision])
+    model = load_model(weights, dtype_of(teacher_settings.precision or train.precision))
     if pairs.shares_encoder and not _same_weights(student.get_encoder(), model.get_encoder()):
         if settings.objective.share_encoder:
             raise InputError(

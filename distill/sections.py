@@ -26,6 +26,19 @@ Positive = Annotated[int, BeforeValidator(no_bool), Field(gt=0)]
 Layers = Positive | list[Annotated[int, Field(ge=0)]]
 
 
+def no_fp16(value: Any) -> Any:
+    """Refused for every family: loss scaling skips steps in silence, and it cannot be tested without a GPU."""
+    if value == "fp16":
+        raise ValueError(
+            "activations of Pegasus and T5 (mT5, LongT5, their other relatives) overflow in fp16, and for the other "
+            "families its loss scaling is not supported; use bf16 (on GPUs that have it) or fp32"
+        )
+    return value
+
+
+Precision = Annotated[Literal["fp32", "bf16"], BeforeValidator(no_fp16)]
+
+
 class Section(BaseModel):
     """Base of every block of the recipe: unknown keys are refused, fields are documented below their name."""
 
@@ -92,11 +105,23 @@ class Generation(Section):
         return self
 
 
+class EarlyStopping(Section):
+    """End a training whose validation metric does not get better any more; the schedule is that of all steps."""
+
+    patience: Positive = 3
+    """Validations in a row without an improvement, after which the training ends."""
+    min_delta: Annotated[Number, Field(ge=0)] = 0.0
+    """The least improvement that counts, in the metric's own units, over the last one that counted."""
+
+
 class Evaluate(Section):
     """Validation during training and the final test."""
 
-    every_steps: Positive = 1000
+    every_steps: Positive | None = 1000
     """Optimizer steps between two validations; the last step is always validated."""
+    every_epochs: Annotated[Number, Field(gt=0)] | None = None
+    """Instead: epochs between two validations, parts of one too (0.1), rounded to whole steps."""
+    early_stopping: EarlyStopping | None = None
     before_training: bool = True
     """Validate the untrained model too (step 0 of the curve)."""
     examples: Positive = 1000
@@ -111,9 +136,24 @@ class Evaluate(Section):
     """Parts of the final test, dealt over the processes; a killed one continues where it stopped."""
     generation: Generation = Generation()
 
+    @model_validator(mode="before")
+    @classmethod
+    def _one_interval(cls, given: Any) -> Any:
+        if not isinstance(given, dict) or given.get("every_epochs") is None:
+            return given
+        if given.get("every_steps") is not None:
+            raise ValueError("give one of every_steps and every_epochs, and null for the other")
+        return given | {"every_steps": None}
+
+    @model_validator(mode="after")
+    def _some_interval(self) -> "Evaluate":
+        if self.every_steps is None and self.every_epochs is None:
+            raise ValueError("give one of every_steps and every_epochs")
+        return self
+
 
 class Train(Section):
-    """One training: batches, schedule, AdamW, DeepSpeed."""
+    """One training: batches, schedule, optimizer, DeepSpeed."""
 
     batch_examples: Positive | None = 64
     """Examples of one optimizer step, over all processes; null with `batch_tokens`."""
@@ -127,9 +167,16 @@ class Train(Section):
     """Passes over the training split; or give `steps`."""
     learning_rate: Annotated[float, Field(gt=0)] = 3e-4
     warmup_steps: Annotated[int, Field(ge=0)] = 500
-    """Linear rise to the learning rate over this many steps; then linear decay, to zero after the last step."""
+    """Linear rise to the learning rate over this many steps; then the `schedule`."""
+    schedule: Literal["linear", "cosine", "constant", "polynomial"] = "linear"
+    """From the learning rate to zero after the last step; `constant` stays."""
+    polynomial_power: Annotated[Number, Field(gt=0)] = 2.0
+    """Of polynomial: the learning rate times the share of steps that are left, to this power."""
+    optimizer: Literal["adamw", "adafactor"] = "adamw"
+    """adafactor has the published settings of Pegasus (no relative step, no parameter scale) and next to no state;
+    at zero_stage 0 only."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
-    """Of AdamW, on matrices only (no biases, no norms)."""
+    """On matrices only (no biases, no norms)."""
     clip_norm: Annotated[float, Field(ge=0)] = 1.0
     """Largest norm of the gradient; 0 for no clipping."""
     label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
@@ -139,7 +186,15 @@ class Train(Section):
     """Parts that are not trained. Freezing the encoder freezes the token embeddings that it shares."""
     zero_stage: Literal[0, 1, 2, 3] = 2
     """DeepSpeed ZeRO stage of the student."""
-    precision: Literal["fp32", "bf16"] = "fp32"
+    precision: Precision = "fp32"
+    offload: Literal["cpu"] | None = None
+    """Keep the optimizer's states in the host's memory and update there, at zero_stage 2 and 3."""
+    gradient_checkpointing: bool = False
+    """Compute the layers' activations again in the backward pass: less memory, about a third more time."""
+    deterministic: bool = False
+    """Only deterministic algorithms: the same run twice gives the same weights on GPUs too, more slowly."""
+    seed: Annotated[int, BeforeValidator(no_bool), Field(ge=0, lt=2**31)] | None = None
+    """Of the order of the examples and of dropout; by default the recipe's."""
     save_every_steps: Positive = 500
     """Optimizer steps between two DeepSpeed checkpoints."""
     keep_checkpoints: Positive = 2
@@ -158,6 +213,17 @@ class Train(Section):
             raise ValueError(
                 "bf16 needs zero_stage 1, 2 or 3 (at 0 DeepSpeed skips bad steps in silence); use 1 or fp32"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _stage_fits_the_optimizer(self) -> "Train":
+        if self.optimizer == "adafactor" and self.zero_stage != 0:
+            raise ValueError(
+                "adafactor needs zero_stage 0: stages 1 to 3 cut matrices into flat pieces, which have no rows and columns "
+                "to factor, and whose norms depend on the number of processes; use 0 or adamw"
+            )
+        if self.offload and self.zero_stage < 2:
+            raise ValueError("offload needs zero_stage 2 or 3, where each process updates its own part; use 2 or 3")
         return self
 
 

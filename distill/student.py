@@ -77,6 +77,11 @@ def set_dropout(model: PreTrainedModel, rate: float | None) -> None:
                 setattr(module, name, rate)
 
 
+def checkpoint_activations(model: PreTrainedModel) -> None:
+    """Keep of each layer only what it reads, and run it again in the backward pass; in training mode only."""
+    model.activation_checkpointing_enable({"use_reentrant": False})
+
+
 def save_model(model: PreTrainedModel, tokenizer: Any, folder: Path, weights: dict[str, Any] | None = None) -> None:
     """Write Hugging Face format that loads with `from_pretrained` and nothing of ours."""
     model.save_pretrained(folder, state_dict=weights)

@@ -12,7 +12,7 @@ from distill.data import encoder_of, labelled_documents
 from distill.errors import InputError
 from distill.files import sha256_file
 from distill.generation import decoding_settings, generation_config
-from distill.pretrained import DTYPES, fingerprint, load_pair
+from distill.pretrained import dtype_of, fingerprint, load_pair
 from distill.reading import Row
 from distill.recipe import Labels
 from distill.run import LabelSet, Member, Run, Split
@@ -65,7 +65,7 @@ def label_task(run: Run, labels: LabelSet) -> Task:
     if settings.engine.name == "ctranslate2":
         engine["precision"] = precision = "fp32"  # what is converted
         engine["compute"] = settings.engine.compute
-    model, tokenizer = load_pair(weights, teacher.languages, DTYPES[precision])
+    model, tokenizer = load_pair(weights, teacher.languages, dtype_of(precision))
     config = generation_config(model, _decoding(run, member, settings), run.recipe.corpus.max_target_tokens)
     if settings.best_of:
         if settings.best_of.n > (config.num_beams or 1):

@@ -16,17 +16,18 @@ import torch
 from distill.batching import BatchPlan, StepSource, TrainingData, collate, deal, padded_tokens
 from distill.checkpoint import newest_intact, prune
 from distill.claim import Claim
+from distill.determinism import deterministic
 from distill.distributed import World
 from distill.engine import Engine
 from distill.files import atomic_folder, read_jsonl, restore_replaced
 from distill.generation import generation_config, summarize
 from distill.objective import Counts, ScoredStudent, TeacherSource
-from distill.plan import learning_rate, total_steps
+from distill.plan import has_stalled, learning_rate, total_steps, validation_steps
 from distill.preemption import SECONDS_TO_LEAVE, StopFlag, StoppedError
 from distill.run import Member
 from distill.scores import METRICS, rouge
 from distill.sections import Evaluate, Train
-from distill.student import freeze, save_model, set_dropout
+from distill.student import checkpoint_activations, freeze, save_model, set_dropout
 from distill.tracking import SAVE, NullTracker, Tracker
 
 log = logging.getLogger(__name__)
@@ -56,17 +57,21 @@ class Trainer:
         """`claim`: on rank 0, that this attempt may write."""
         freeze(student.student, train.freeze)
         set_dropout(student.student, train.dropout)
+        if train.gradient_checkpointing:
+            checkpoint_activations(student.student)
         self.member, self.tokenizer, self.data, self.world = member, tokenizer, data, world
         self.settings, self.evaluate, self.seed = train, evaluate, seed
         self.lengths = data.train.lengths()
         plan = BatchPlan(self.lengths, seed, train.batch_examples, train.batch_tokens)
         self.examples = StepSource(plan)
         self.steps = total_steps(train, plan.steps_per_epoch())
+        self.validate_every_steps = validation_steps(evaluate, plan.steps_per_epoch())
         self.engine = Engine(student, train, world, teacher)
         self.stop, self.claim = stop or StopFlag(), claim
         # Loop state: all that a checkpoint stores besides weights and optimizer.
         self.step, self.validated, self.saved = 0, -1, -1
         self.best, self.best_step, self.seconds, self.records = float("-inf"), -1, 0.0, 0
+        self.scores: list[float] = []  # of the validations so far, without that of the untrained model
         self.began = time.monotonic()
         self.slowest_save, self.saving = 0.0, 0.0
         self._looked, self._longest_unlooked = time.monotonic(), 0.0
@@ -76,6 +81,10 @@ class Trainer:
 
         StoppedError, on all ranks together, where a signal asked one of them to stop, or the time is up: after a save.
         """
+        with deterministic(self.settings.deterministic):
+            self._run()
+
+    def _run(self) -> None:
         self._resume()
         tracker = NullTracker()
         if self.world.is_main:
@@ -97,8 +106,11 @@ class Trainer:
         if self.step == 0 and self.evaluate.before_training and self.validated < 0:
             self.validate(tracker)
         while self.step < self.steps:
-            if self.step > 0 and self.step % self.evaluate.every_steps == 0 and self.validated < self.step:
+            if self.step > 0 and self.step % self.validate_every_steps == 0 and self.validated < self.step:
                 self.validate(tracker)
+            if has_stalled(self.scores, self.evaluate.early_stopping):
+                tracker.record(self.step, {"stopped_early": True})
+                break
             if self.step > 0 and self.step % self.settings.save_every_steps == 0 and self.saved < self.step:
                 self.save(tracker)
             if self.step == 1 and self.saved < 0 and self.stop.knows_its_end:
@@ -157,9 +169,11 @@ class Trainer:
             )
         scores = self.world.broadcast(self._score(summaries) if summaries else None)
         tracker.record(self.step, {**scores, "validation_seconds": time.monotonic() - began})
-        if self.step > 0 and scores[self.evaluate.metric] > self.best:
-            self.best, self.best_step = scores[self.evaluate.metric], self.step
-            self.export("best")
+        if self.step > 0:
+            self.scores.append(scores[self.evaluate.metric])
+            if self.scores[-1] > self.best:
+                self.best, self.best_step = self.scores[-1], self.step
+                self.export("best")
         self.validated = self.step
 
     def save(self, tracker: NullTracker) -> None:
@@ -170,6 +184,7 @@ class Trainer:
             "validated": self.validated,
             "best": self.best,
             "best_step": self.best_step,
+            "scores": self.scores,
             "seconds": began - self.began,
             "saving": self.saving,
             "records": tracker.records,
@@ -237,7 +252,7 @@ class Trainer:
             return
         state = self.engine.load(newest)
         self.step, self.validated, self.saved = state["step"], state["validated"], state["step"]
-        self.best, self.best_step = state["best"], state["best_step"]
+        self.best, self.best_step, self.scores = state["best"], state["best_step"], state.get("scores", [])
         self.slowest_save = self.world.broadcast(self._slowest_before() if self.world.is_main else None)
         self._plan_to_leave()
         self.seconds, self.saving, self.records = state["seconds"], state["saving"], state["records"]

@@ -30,14 +30,14 @@ def cache_teacher(arguments: Arguments) -> None:
 
     from distill import distributed
     from distill.data import encoder_of, load_gold_tokens
-    from distill.pretrained import DTYPES, load_pair
+    from distill.pretrained import dtype_of, load_pair
     from distill.scoring import cache_contents
     from distill.shards import fill_each
     from distill.teacher_cache import CacheWriter
 
     world = distributed.place()
     weights = run.weights(member)
-    model, tokenizer = load_pair(weights, settings.languages, DTYPES[settings.precision or "fp32"])
+    model, tokenizer = load_pair(weights, settings.languages, dtype_of(settings.precision or "fp32"))
     tokens = load_gold_tokens(run, encoder_of(run, settings, tokenizer, model.config.to_dict()))
     writer = CacheWriter(
         folder=member.cache,

@@ -29,14 +29,14 @@ def train(arguments: Arguments) -> None:
     from distill import distributed
     from distill.claim import Claim
     from distill.data import ONLY_GOLD, encoder_of, load_training_data
-    from distill.pretrained import DTYPES, load_pair
+    from distill.pretrained import dtype_of, load_pair
     from distill.scoring import scored_student
     from distill.trainer import Trainer
 
     world = distributed.start()
     claim = Claim(member.claim) if world.is_main else None
     teacher_settings = run.teacher_settings(member)
-    model, tokenizer = load_pair(member.initial, teacher_settings.languages, DTYPES[settings.precision])
+    model, tokenizer = load_pair(member.initial, teacher_settings.languages, dtype_of(settings.precision))
     evaluate = run.evaluate_settings(member)
     chosen = run.settings(member)
     train_on = chosen.train_on if isinstance(chosen, Student) else ONLY_GOLD
@@ -46,7 +46,7 @@ def train(arguments: Arguments) -> None:
         )
     student, teacher = scored_student(run, member, model, tokenizer, data.train, world)
     trainer = Trainer(
-        member, student, tokenizer, data, settings, evaluate, run.recipe.seed, world, teacher, arguments.stop, claim
+        member, student, tokenizer, data, settings, evaluate, run.seed(member), world, teacher, arguments.stop, claim
     )
     log.info(
         "%s: %d examples, %d steps on %d process(es), %s; cut at their limits: %s",

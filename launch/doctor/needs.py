@@ -86,7 +86,7 @@ def _memory_gb(run: Run, member: Member, processes: int) -> float | None:
 
 
 def _room_gb(run: Run, member: Member) -> float | None:
-    """Estimated: the weights in fp32 three times, and in each kept checkpoint what is trained with AdamW's states."""
+    """Estimated: the weights in fp32 three times, and in each kept checkpoint what is trained with the optimizer's states."""
     shape, train = shape_of_member(run, member), run.train_settings(member)
     if shape is None or train is None:
         return None
@@ -94,7 +94,7 @@ def _room_gb(run: Run, member: Member) -> float | None:
     if train.keep_every_steps and train.steps:
         kept += train.steps // train.keep_every_steps
     trained = plan.trainable_parameters(shape, train)
-    states = plan.BYTES[train.precision] + (8 if train.precision == "fp32" else 12)
+    states = plan.BYTES[train.precision] + plan.state_bytes(train)
     return (WHOLE_COPIES * 4 * shape.parameters() + kept * states * trained) / 1e9
 
 

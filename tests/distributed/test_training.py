@@ -48,15 +48,22 @@ def make_parts(family: str = "bart") -> tuple[Any, Any, TrainingData]:
     return student, tokenizer, data
 
 
-def make_trainer(world: World, folder: str, family: str = "bart", **settings: Any) -> Trainer:
+def make_trainer(
+    world: World,
+    folder: str,
+    family: str = "bart",
+    evaluate: dict[str, Any] | None = None,
+    seed: int = 11,
+    **settings: Any,
+) -> Trainer:
     student, tokenizer, data = make_parts(family)
     if settings.get("precision") == "bf16":
         student.bfloat16()
-    evaluate = Evaluate(every_steps=4, num_beams=2, before_training=True)
+    validation = Evaluate.model_validate({"every_steps": 4, "num_beams": 2} | (evaluate or {}))
     member = Member("students", "s", Path(folder))
     train = Train(**(BASE | settings))
     scored = ScoredStudent(student, Objective(), train.label_smoothing)
-    return Trainer(member, scored, tokenizer, data, train, evaluate, 11, world)
+    return Trainer(member, scored, tokenizer, data, train, validation, seed, world)
 
 
 def train_all(world: World, folder: str, cases: dict[str, dict[str, Any]]) -> None:

@@ -130,6 +130,12 @@ def test_what_may_change(tmp_path: Path) -> None:
         open_run(parse_recipe(more), tmp_path)
 
 
+def test_a_member_has_its_own_seed_or_the_recipes(tmp_path: Path) -> None:
+    students = {"s": {"teacher": "t"}, "s-7": {"teacher": "t", "train": {"seed": 7}}}
+    run = make_run(tmp_path, seed=3, students=students)
+    assert [run.seed(member) for member in run.members()] == [3, 3, 7]
+
+
 def test_members_are_found_by_name(tmp_path: Path) -> None:
     run = make_run(tmp_path)
     assert run.weights(run.member("teachers", "t")) == "some/model"

@@ -6,10 +6,12 @@ from typing import Any
 import pytest
 import torch
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer, pipeline
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from distill.families import FAMILIES
+from distill.forward import decode, encode
 from distill.head import output_scale
-from distill.student import freeze, save_model, set_dropout, shrink
+from distill.student import checkpoint_activations, freeze, save_model, set_dropout, shrink
 from tests.conftest import STARTS, make_model
 
 ENCODER, DECODER = [0, 2], [1, 3]
@@ -110,3 +112,31 @@ def test_dropout_zero_makes_training_deterministic(family: str, tokenizer: Any) 
     assert not torch.equal(model(ids, decoder_input_ids=ids).logits, model(ids, decoder_input_ids=ids).logits)
     set_dropout(model, 0.0)
     assert torch.equal(model(ids, decoder_input_ids=ids).logits, model(ids, decoder_input_ids=ids).logits)
+
+
+def gradients(model: Any, runs: list[str]) -> dict[str, torch.Tensor]:
+    """Of a forward and a backward pass; `runs`: the layers whose first part ran, as often as it did."""
+    ids = torch.tensor([[0, 5, 6, 7, 2]])
+    for name, layer in model.named_modules():
+        if isinstance(layer, GradientCheckpointingLayer):
+            leaf = next(part for part in layer.modules() if not list(part.children()))
+            leaf.register_forward_pre_hook(lambda *_, name=name: runs.append(name))
+    torch.manual_seed(1)
+    encoded = encode(model, ids, torch.ones_like(ids)).last
+    decode(model, ids, encoded, torch.ones_like(ids)).last.square().sum().backward()
+    return {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+
+
+@pytest.mark.parametrize("family", sorted(STARTS))
+def test_checkpointed_activations_are_computed_again_with_the_same_gradient(family: str, tokenizer: Any) -> None:
+    """With dropout: the second time with the masks of the first. Not in eval mode."""
+    models = [make_model(family, tokenizer, encoder=2, decoder=2).train() for _ in range(3)]
+    for model in models:
+        set_dropout(model, 0.3)
+    for model in models[1:]:
+        checkpoint_activations(model)
+    models[2].eval()
+    counts: list[list[str]] = [[], [], []]
+    found = [gradients(model, runs) for model, runs in zip(models, counts, strict=True)]
+    assert [len(runs) for runs in counts] == [4, 8, 4] and len(set(counts[0])) == 4
+    assert found[0].keys() == found[1].keys() and all(torch.equal(found[0][key], found[1][key]) for key in found[0])
