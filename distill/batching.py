@@ -30,6 +30,7 @@ class TrainingData:
     train_ids: Sequence[str]
     validation: Tokens
     validation_references: list[list[str]]
+    """One or several for each example."""
     max_target_tokens: int
 
 

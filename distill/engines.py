@@ -72,7 +72,7 @@ def parity_of(labels: LabelSet, task: Task) -> dict[str, Any]:
 
 def mean_agreement(ours: Sequence[str], theirs: Sequence[str]) -> float:
     """Mean ROUGE-L of pairs of summaries; 100 for equal ones, also where ROUGE sees no words (it knows a-z and digits)."""
-    scores = rouge(ours, theirs)["rougeL"]
+    scores = rouge(ours, [[text] for text in theirs])["rougeL"]
     pairs = zip(ours, theirs, scores, strict=True)
     return sum(100.0 if one == other else score for one, other, score in pairs) / len(ours)
 

@@ -19,8 +19,8 @@ def score_split(run: Run, member: Member, split: Split, task: Task) -> dict[str,
     shards, job = member.evaluation_shards(split), f"jobs.evaluate --{group} {member.name} --split {split}"
     summaries = [one[0] for one in read_summaries(shards, task.contents, task.ids, task.source, job)]
     rows, texts = task.rows(), [one.text for one in summaries]
-    references = [row["summary"] for row in rows]
-    scores = score([row["document"] for row in rows], texts, references, run.recipe.seed)
+    tokenize = run.evaluate_settings(member).bleu_tokenize
+    scores = score([row["document"] for row in rows], texts, task.references(), run.recipe.seed, tokenize)
     scores |= {"split": split, "truncated_documents": task.truncated}
     scores |= {"unfinished": sum(not one.finished for one in summaries), "generation": task.contents.decoding}
     predictions = [

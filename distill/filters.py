@@ -1,7 +1,7 @@
 """What a label is like beside its document and gold summary, and which rules it breaks. No torch."""
 
 import itertools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from distill.recipe import KeepIf
@@ -11,19 +11,23 @@ NGRAM = 3
 Measures = dict[str, float | None]
 
 
-def measure(label: str, document: str, gold: str) -> Measures:
-    """By name, shares and ROUGE 0 to 100; None where there is nothing to compare with (no gold, no bigram)."""
+def measure(label: str, document: str, gold: Sequence[str]) -> Measures:
+    """By name, shares and ROUGE 0 to 100; None where there is nothing to compare with (no gold, no bigram).
+
+    Of several gold summaries ROUGE takes the best, and the ratio of lengths that of the nearest length.
+    """
+    gold = [text for text in gold if text.strip()]
     novel = novel_bigrams(document, label)
     measures: Measures = {
         "repeated_ngrams": repeated_ngrams(label),
         "copied_share": None if novel is None else 100 - novel,
     }
-    if not gold.strip():
+    if not gold:
         return measures | dict.fromkeys(("rouge1", "rouge2", "rougeL", "length_ratio"))
-    scores = rouge([label], [gold])
+    scores, words = rouge([label], [gold]), len(label.split())
     return {
         **{name: scores[name][0] for name in ("rouge1", "rouge2", "rougeL")},
-        "length_ratio": len(label.split()) / len(gold.split()),
+        "length_ratio": words / min((len(text.split()) for text in gold), key=lambda length: abs(length - words)),
         **measures,
     }
 

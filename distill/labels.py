@@ -55,7 +55,8 @@ def merge_labels(run: Run, labels: LabelSet) -> dict[str, Any]:
     """
     task, job = label_task(run, labels), f"jobs.label --labels {labels.name}"
     summaries = read_summaries(labels.folder, task.contents, task.ids, task.source, job)
-    rows = [_row(i, *pair, labels) for i, pair in enumerate(zip(task.rows(), summaries, strict=True))]
+    documents = zip(task.rows(), task.references(), summaries, strict=True)
+    rows = [_row(i, *document, labels) for i, document in enumerate(documents)]
     with atomic_file(labels.table) as partial:
         pq.write_table(pa.Table.from_pylist(rows, LABELS_SCHEMA), partial)
     shards = shards_of(labels.folder, task.contents.shards, ".jsonl")
@@ -74,8 +75,8 @@ def merge_labels(run: Run, labels: LabelSet) -> dict[str, Any]:
     return manifest
 
 
-def _row(number: int, row: Row, candidates: list[Candidate], labels: LabelSet) -> dict[str, Any]:
-    each = [(one, measure(one.text, row["document"], row["summary"])) for one in candidates]
+def _row(number: int, row: Row, gold: list[str], candidates: list[Candidate], labels: LabelSet) -> dict[str, Any]:
+    each = [(one, measure(one.text, row["document"], gold)) for one in candidates]
     chosen, measures = best(each, labels.settings.best_of)
     said = {"log_probability": chosen.log_probability, "tokens": chosen.tokens, "finished": chosen.finished}
     dropped = broken_rules(chosen.text, measures | said, labels.settings.keep_if)

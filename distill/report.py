@@ -17,9 +17,10 @@ from distill.pretrained import load_config
 from distill.reading import Row
 from distill.recipe import GOLD, Student, sources
 from distill.run import LabelSet, Member, Run
-from distill.scores import first_sentence, score
+from distill.scores import TRANSLATION, central, first_sentence, score, shown_metrics
 
 SCORES = ("rouge1", "rouge2", "rougeL")
+TITLES = {"rouge1": "ROUGE-1", "rouge2": "ROUGE-2", "rougeL": "ROUGE-L", "bleu": "BLEU", "chrf": "chrF"}
 MEASURES = {
     "rouge1": "ROUGE-1 to gold",
     "rouge2": "ROUGE-2 to gold",
@@ -55,15 +56,18 @@ class Line:
 def write_report(run: Run, rows: list[Row], folder: Path) -> None:
     """Write report.md and its pictures to `folder`. `rows` are the test split."""
     lines = [_line(run, member) for member in run.members()]
-    documents, references = [row["document"] for row in rows], [row["summary"] for row in rows]
-    baseline = score(documents, [first_sentence(text) for text in documents], references, run.recipe.seed)
-    plot_quality_against_speed(lines, baseline, folder / "quality_against_speed.png")
+    documents, references = [row["document"] for row in rows], [[row["summary"]] for row in rows]
+    firsts, tokenize = [first_sentence(text) for text in documents], run.recipe.evaluate.bleu_tokenize
+    baseline = score(documents, firsts, references, run.recipe.seed, tokenize)
+    metrics = _metrics(run)
+    main = "bleu" if "bleu" in metrics else "rouge2"
+    plot_quality_against_speed(lines, baseline, main, folder / "quality_against_speed.png")
     trained = [line for line in lines if line.metrics]
     parts = [
         _heading(run, rows),
         "## Results on the test split\n",
-        _results(lines, baseline),
-        "![ROUGE-2 against speed](quality_against_speed.png)\n",
+        _results(lines, baseline, metrics),
+        f"![{TITLES[main]} against speed](quality_against_speed.png)\n",
     ]
     if trained:
         plot_training(trained, run, folder)
@@ -79,23 +83,24 @@ def write_report(run: Run, rows: list[Row], folder: Path) -> None:
         for labels in sets:
             plot_labels(labels, folder / f"labels_{labels.name}.png")
             parts.append(f"![labels {labels.name}](labels_{labels.name}.png)\n")
-    parts += ["## Summaries side by side\n", *_examples(run, lines, rows)]
+    parts += ["## Summaries side by side\n", *_examples(run, lines, rows, references)]
     (folder / "report.md").write_text("\n".join(parts), encoding="utf-8")
 
 
 # ------------------------------------------------------------------------------------------------ pictures
 
 
-def plot_quality_against_speed(lines: list[Line], baseline: dict[str, Any], path: Path) -> None:
+def plot_quality_against_speed(lines: list[Line], baseline: dict[str, Any], metric: str, path: Path) -> None:
     figure, axes = plt.subplots(figsize=(7, 4.5))
     for line in lines:
-        quality = line.scores["rouge2"]
-        error = [[quality["mean"] - quality["low"]], [quality["high"] - quality["mean"]]]
+        quality = line.scores[metric]
+        height = central(quality)
+        error = [[height - quality["low"]], [quality["high"] - height]]
         marker = "s" if line.teacher is None else "o"
         x = line.speed["latency_ms"]
-        axes.errorbar(x, quality["mean"], yerr=error, marker=marker, capsize=3, label=str(line.member))
-    axes.axhline(baseline["rouge2"]["mean"], color="grey", linestyle=":", label="first sentence")
-    axes.set(xlabel="milliseconds per document (batch 1)", ylabel="ROUGE-2 (95 % interval)", xlim=(0, None))
+        axes.errorbar(x, height, yerr=error, marker=marker, capsize=3, label=str(line.member))
+    axes.axhline(central(baseline[metric]), color="grey", linestyle=":", label="first sentence")
+    axes.set(xlabel="milliseconds per document (batch 1)", ylabel=f"{TITLES[metric]} (95 % interval)", xlim=(0, None))
     axes.legend(fontsize=8)
     _save(figure, path)
 
@@ -172,11 +177,18 @@ def _heading(run: Run, rows: list[Row]) -> str:
     )
 
 
-def _results(lines: list[Line], baseline: dict[str, Any]) -> str:
+def _metrics(run: Run) -> tuple[str, ...]:
+    """What the report shows: BLEU and chrF where one of them decides any model's best weights."""
+    decisive = [run.evaluate_settings(member).metric for member in run.members()]
+    return shown_metrics(next((metric for metric in decisive if metric in TRANSLATION), decisive[0]))
+
+
+def _results(lines: list[Line], baseline: dict[str, Any], metrics: tuple[str, ...]) -> str:
     latency = {str(line.member): line.speed["latency_ms"] for line in lines}
-    head = "model | layers | M params | MB on disk | ms/doc | speed-up | docs/s | peak MB | ROUGE-1 | ROUGE-2 | ROUGE-L"
-    table = [_row(f"{head} | words | novel bigrams % | training min".split(" | ")), _row(["---"] * 14)]
-    table.append(_row(["first sentence", *["-"] * 7, *_quality(baseline), "-"]))
+    head = ["model", "layers", "M params", "MB on disk", "ms/doc", "speed-up", "docs/s", "peak MB"]
+    head += [*(TITLES[metric] for metric in metrics), "words", "novel bigrams %", "training min"]
+    table = [_row(head), _row(["---"] * len(head))]
+    table.append(_row(["first sentence", *["-"] * 7, *_quality(baseline, metrics), "-"]))
     for line in lines:
         speed = line.speed
         table.append(
@@ -190,14 +202,16 @@ def _results(lines: list[Line], baseline: dict[str, Any]) -> str:
                     f"{latency[line.teacher or str(line.member)] / speed['latency_ms']:.2f}",
                     f"{speed['documents_per_second']:.1f}",
                     f"{speed['peak_memory_bytes'] / 1e6:.0f}",
-                    *_quality(line.scores),
+                    *_quality(line.scores, metrics),
                     f"{line.minutes:.1f}" if line.minutes is not None else "-",
                 ]
             )
         )
     speed = lines[0].speed
+    signatures = ", ".join(f"{TITLES[m]} {lines[0].scores[m]['signature']}" for m in metrics if m in TRANSLATION)
+    quality = f"sacrebleu ({signatures})" if signatures else "ROUGE: F-measure with stemming"
     note = (
-        f"ROUGE: F-measure with stemming on {lines[0].scores['examples']} documents, 95 % bootstrap intervals in "
+        f"{quality} on {lines[0].scores['examples']} documents, 95 % bootstrap intervals in "
         "brackets. Layers: encoder-decoder. ms/doc: latency at batch 1; docs/s: at the best batch size; speed-up: "
         f"latency against the student's own teacher. Measured on {speed['device']} ({speed['threads']} threads), "
         "all models in turn.\n"
@@ -205,10 +219,10 @@ def _results(lines: list[Line], baseline: dict[str, Any]) -> str:
     return "\n".join([*table, "", note])
 
 
-def _quality(scores: dict[str, Any]) -> list[str]:
-    rouge = [f"{scores[m]['mean']:.2f} [{scores[m]['low']:.2f}, {scores[m]['high']:.2f}]" for m in SCORES]
+def _quality(scores: dict[str, Any], metrics: tuple[str, ...]) -> list[str]:
+    shown = [f"{central(scores[m]):.2f} [{scores[m]['low']:.2f}, {scores[m]['high']:.2f}]" for m in metrics]
     novel = scores["novel_bigrams"]
-    return [*rouge, f"{scores['summary_words']:.1f}", f"{novel:.0f}" if novel is not None else "-"]
+    return [*shown, f"{scores['summary_words']:.1f}", f"{novel:.0f}" if novel is not None else "-"]
 
 
 def _labels(sets: list[LabelSet]) -> str:
@@ -267,12 +281,12 @@ def _objective(run: Run, member: Member) -> str:
     return " + ".join(terms) + how if objective.needs_teacher else "targets"
 
 
-def _examples(run: Run, lines: list[Line], rows: list[Row]) -> list[str]:
+def _examples(run: Run, lines: list[Line], rows: list[Row], references: list[list[str]]) -> list[str]:
     chosen = random.Random(run.recipe.seed).sample(range(len(rows)), min(run.recipe.report.examples, len(rows)))
     parts = []
     for number in chosen:  # predictions are in corpus order; ids need not be unique
         row = rows[number]
-        table = [_row(["", "summary"]), _row(["---"] * 2), _row(["gold", row["summary"]])]
+        table = [_row(["", "summary"]), _row(["---"] * 2), *(_row(["gold", text]) for text in references[number])]
         table += [_row([str(line.member), line.summaries[number]]) for line in lines]
         document = row["document"] if len(row["document"]) <= 700 else row["document"][:700] + " ..."
         parts.append("\n".join([f"### {row['id']}\n", "> " + " ".join(document.split()) + "\n", *table, ""]))

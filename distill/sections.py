@@ -128,8 +128,10 @@ class Evaluate(Section):
     """Validation examples scored during training (a fixed seeded sample)."""
     num_beams: Positive = 2
     """Beams of the validation during training; `generation.num_beams` is that of the final test."""
-    metric: Literal["rouge1", "rouge2", "rougeL", "rougeLsum"] = "rouge2"
-    """What decides which weights are the best."""
+    metric: Literal["rouge1", "rouge2", "rougeL", "rougeLsum", "bleu", "chrf"] = "rouge2"
+    """What decides which weights are the best; bleu and chrf (sacrebleu, for translation) are then what the report shows."""
+    bleu_tokenize: Literal["13a", "intl", "char", "zh"] = "13a"
+    """sacrebleu's tokenizer for BLEU: 13a for languages with spaces, zh for Chinese, char for others without spaces."""
     batch_tokens: Positive = 8192
     """Source tokens, padding included, of one batch of beam search on one process."""
     shards: Positive = 8

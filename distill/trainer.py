@@ -25,7 +25,7 @@ from distill.objective import Counts, ScoredStudent, TeacherSource
 from distill.plan import has_stalled, learning_rate, total_steps, validation_steps
 from distill.preemption import SECONDS_TO_LEAVE, StopFlag, StoppedError
 from distill.run import Member
-from distill.scores import METRICS, rouge
+from distill.scores import corpus_scores
 from distill.sections import Evaluate, Train
 from distill.student import checkpoint_activations, freeze, save_model, set_dropout
 from distill.tracking import SAVE, NullTracker, Tracker
@@ -274,6 +274,5 @@ class Trainer:
         np.random.seed(seed % 2**32)
 
     def _score(self, summaries: list[str]) -> dict[str, float]:
-        scores = rouge(summaries, [several[0] for several in self.data.validation_references])
-        means = {metric: sum(scores[metric]) / len(summaries) for metric in METRICS}
-        return means | {"summary_words": sum(len(text.split()) for text in summaries) / len(summaries)}
+        scores = corpus_scores(summaries, self.data.validation_references, self.evaluate.bleu_tokenize)
+        return scores | {"summary_words": sum(len(text.split()) for text in summaries) / len(summaries)}

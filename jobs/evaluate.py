@@ -30,6 +30,7 @@ def evaluate(arguments: Arguments) -> None:
     from distill.evaluation import score_split
     from distill.generation import HuggingFace
     from distill.preemption import StoppedError
+    from distill.scores import central, shown_metrics
     from distill.shards import fill_each
     from distill.summaries import SummaryWriter
     from distill.task import evaluation_task
@@ -59,8 +60,8 @@ def evaluate(arguments: Arguments) -> None:
     if world.is_main:
         try:
             scores = score_split(run, member, split, task)
-            means = {name: round(scores[name]["mean"], 2) for name in ("rouge1", "rouge2", "rougeL")}
-            log.info("%s on %s: %s", member, split, means)
+            shown = {name: round(central(scores[name]), 2) for name in shown_metrics(settings.metric)}
+            log.info("%s on %s: %s", member, split, shown)
         except InputError as error:
             problem = str(error)
     problem = world.broadcast(problem)

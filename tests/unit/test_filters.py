@@ -16,17 +16,23 @@ SAID: dict[str, Any] = {"log_probability": -0.5, "finished": True}
 def broken(label: str, **rules: Any) -> list[str]:
     said = {key: rules.pop(key) for key in list(rules) if key in SAID and key != "finished"} or {}
     ended = rules.pop("ended", True)
-    return broken_rules(label, measure(label, DOCUMENT, GOLD) | SAID | said | {"finished": ended}, KeepIf(**rules))
+    return broken_rules(label, measure(label, DOCUMENT, [GOLD]) | SAID | said | {"finished": ended}, KeepIf(**rules))
 
 
 def test_measures() -> None:
-    own = measure(GOLD, DOCUMENT, GOLD)
+    own = measure(GOLD, DOCUMENT, [GOLD])
     assert (own["rouge1"], own["rouge2"], own["rougeL"], own["length_ratio"]) == (100, 100, 100, 1)
-    assert measure(COPIED, DOCUMENT, GOLD)["copied_share"] == 100
-    assert measure(NOVEL, DOCUMENT, GOLD)["copied_share"] == 0 and measure(NOVEL, DOCUMENT, GOLD)["rouge1"] == 0
-    assert measure("dog", DOCUMENT, GOLD)["copied_share"] is None, "one word has no bigram"
-    without = measure(NOVEL, DOCUMENT, "")
+    assert measure(COPIED, DOCUMENT, [GOLD])["copied_share"] == 100
+    assert measure(NOVEL, DOCUMENT, [GOLD])["copied_share"] == 0 and measure(NOVEL, DOCUMENT, [GOLD])["rouge1"] == 0
+    assert measure("dog", DOCUMENT, [GOLD])["copied_share"] is None, "one word has no bigram"
+    without = measure(NOVEL, DOCUMENT, [""])
     assert [without[name] for name in ("rouge1", "rouge2", "rougeL", "length_ratio")] == [None] * 4
+
+
+def test_of_several_gold_summaries_the_best_counts() -> None:
+    several = measure(GOLD, DOCUMENT, [NOVEL, GOLD, " "])
+    assert (several["rouge1"], several["length_ratio"]) == (100, 1)
+    assert measure("a b", DOCUMENT, ["a b c d", "a"])["length_ratio"] == 2, "of the nearest length"
 
 
 def test_repeated_trigrams() -> None:
@@ -66,4 +72,4 @@ def test_an_empty_label_is_never_read_and_several_rules_are_all_named() -> None:
 
 
 def test_what_cannot_be_measured_breaks_no_rule() -> None:
-    assert broken_rules("dog", measure("dog", DOCUMENT, GOLD) | SAID, KeepIf(copied_share_at_most=0)) == []
+    assert broken_rules("dog", measure("dog", DOCUMENT, [GOLD]) | SAID, KeepIf(copied_share_at_most=0)) == []
