@@ -32,7 +32,7 @@ def load_training_data(
     """What `train_on` says, and the fixed seeded sample of the validation split (gold) that is scored during training."""
     table = run.split("validation")
     rows, references = read_split(table), read_references(table)
-    chosen = sorted(random.Random(run.recipe.seed).sample(range(len(rows)), min(evaluate.examples, len(rows))))
+    chosen = fixed_sample(len(rows), evaluate.examples, run.recipe.seed)
     train, train_ids = training_tokens(run, encoder, train_on)
     return TrainingData(
         train=train,
@@ -41,6 +41,11 @@ def load_training_data(
         validation_references=[references[i] for i in chosen],
         max_target_tokens=run.recipe.corpus.max_target_tokens,
     )
+
+
+def fixed_sample(count: int, most: int, seed: int) -> list[int]:
+    """At most so many numbers below `count`, ascending."""
+    return sorted(random.Random(seed).sample(range(count), min(most, count)))
 
 
 def load_gold_tokens(run: Run, encoder: Encoder) -> Tokens:

@@ -215,7 +215,7 @@ def _engine_block(value: Any) -> Any:
 
 class Labels(Generation):
     """Pseudo-labels: a teacher's summaries of the training documents, or of others. Decoding keys that are left out are
-    as in the teacher's `evaluate.generation`, else as in the model's own generation config."""
+    as the teacher's search found or its `evaluate.generation` says, else as in the model's own generation config."""
 
     teacher: str | None = None
     """One of `teachers`; by default that of the labels' own name."""

@@ -109,8 +109,9 @@ def _inherit(raw: dict[str, Any], member: Any, group: str) -> Any:
 def _lay_over(shared: dict[str, Any], own: dict[str, Any]) -> dict[str, Any]:
     """`own` over `shared`; of two keys that exclude each other the own one wins."""
     merged = shared | own
-    if isinstance(shared.get("generation"), dict) and isinstance(own.get("generation"), dict):
-        merged["generation"] = shared["generation"] | own["generation"]
+    for block in ("generation", "search"):
+        if isinstance(shared.get(block), dict) and isinstance(own.get(block), dict):
+            merged[block] = shared[block] | own[block]
     for pair in (("steps", "epochs"), ("batch_tokens", "batch_examples"), ("every_steps", "every_epochs")):
         for one, other in (pair, pair[::-1]):
             if own.get(one) is not None and own.get(other) is None:

@@ -77,6 +77,9 @@ def write_report(run: Run, rows: list[Row], folder: Path) -> None:
             "![training loss](training_loss.png)\n",
             "![validation](validation.png)\n",
         ]
+    searched = [line.member for line in lines if run.evaluate_settings(line.member).search]
+    if searched:
+        parts += ["## Decoding found on the validation split\n", _searches(searched)]
     sets = run.label_sets()
     if sets:
         parts += ["## Labels\n", _labels(sets)]
@@ -258,6 +261,23 @@ def _before_and_after(lines: list[Line], run: Run) -> str:
             _row([str(line.member), reads, against, metric, shown, f"{best:.2f}", str(step), str(curve[-1][0])])
         )
     return "\n".join([*table, "", "On the validation sample, with the beams of `evaluate.num_beams`.\n"])
+
+
+def _searches(members: list[Member]) -> str:
+    """All points of the searches."""
+    head = ["model", "beams", "length penalty", "metric", "score", "words", "seconds"]
+    table = [_row(head), _row(["---"] * len(head))]
+    for member in members:
+        found = read_json(member.search)
+        for point in found["points"]:
+            given = {key: point[key] for key in ("num_beams", "length_penalty") if point[key] is not None}
+            seconds = "-" if point["seconds"] is None else f"{point['seconds']:.1f}"
+            shown = [f"{point['score']:.2f}", f"{point['summary_words']:.1f}", seconds]
+            cells = [str(point["num_beams"]), f"{given.get('length_penalty', '-')}", found["metric"], *shown]
+            table.append(_row([str(member), *(f"**{cell}**" if given == found["best"] else cell for cell in cells)]))
+    return "\n".join(
+        [*table, "", "In bold what was found best. Seconds: wall time; - where the search was interrupted.\n"]
+    )
 
 
 def _reads(run: Run, member: Member) -> str:

@@ -9,7 +9,7 @@ from distill.errors import InputError
 from distill.files import check_writable, read_json, write_text
 from distill.recipe import Labels, Recipe, Student, Teacher
 from distill.recipe_file import dump_recipe, flatten, load_recipe
-from distill.sections import Evaluate, Train
+from distill.sections import Evaluate, Generation, Train
 
 Group = Literal["teachers", "students"]
 Split = Literal["train", "validation", "test"]
@@ -28,6 +28,8 @@ FREE_KEYS = (
     "log_every_steps",
     "evaluate.batch_tokens",
 )
+
+SEARCH = re.compile(r"((teachers|students)\.[^.]+\.)?evaluate\.search(\..+)?")
 
 
 @dataclass(frozen=True)
@@ -81,6 +83,20 @@ class Member:
     def cache(self) -> Path:
         """Of a teacher: what it says about the training targets."""
         return self.folder / "cache"
+
+    @property
+    def search(self) -> Path:
+        """The best decoding on the validation split, and all that were tried."""
+        return self.folder / "search.json"
+
+    @property
+    def search_points(self) -> Path:
+        """While they are tried; removed once all are scored."""
+        return self.folder / "search"
+
+    def has_decoded(self) -> bool:
+        """True where anything was made, or begun, that depends on how it decodes."""
+        return any(path.exists() for path in (self.search, self.folder / "evaluation", self.benchmark))
 
     def evaluation(self, split: Split) -> Path:
         return self.folder / "evaluation" / split
@@ -232,6 +248,21 @@ class Run:
     def evaluate_settings(self, member: Member) -> Evaluate:
         return self.settings(member).evaluate or self.recipe.evaluate
 
+    def generation(self, member: Member) -> Generation:
+        """How a member decodes: the recipe's keys and, over them, what its search has found.
+
+        InputError where the search is still to be done.
+        """
+        settings = self.evaluate_settings(member)
+        if settings.search is None:
+            return settings.generation
+        if not member.search.exists():
+            job = f"python -m jobs.search --{member.group.removesuffix('s')} {member.name}"
+            raise InputError(
+                f"{member} has no {member.search}, but the recipe gives evaluate.search; run it first ({job})."
+            )
+        return settings.generation.model_copy(update=read_json(member.search)["best"])
+
     def weights(self, member: Member) -> str:
         """What to load: the best weights, or the given model of a teacher that is not trained."""
         settings = self.settings(member)
@@ -291,6 +322,8 @@ def _may_change(key: str, begun: Recipe, folder: Path) -> bool:
     is_new = group in known and name not in known[group]
     if group == "labels" and name in begun.labels and _labels_may_change(rest, name, begun, folder):
         return True
+    if SEARCH.fullmatch(key) and _search_may_change(key, begun, folder):
+        return True
     batches = re.fullmatch(r"labels\.[^.]+\.batch_tokens", key) is not None
     return is_new or batches or key.endswith(FREE_KEYS) or group in ("benchmark", "report")
 
@@ -305,8 +338,20 @@ def _labels_may_change(rest: str, name: str, begun: Recipe, folder: Path) -> boo
     return rest.startswith((f"{name}.keep_if", f"{name}.best_of.by")) and not is_read
 
 
+def _search_may_change(key: str, begun: Recipe, folder: Path) -> bool:
+    """A member's, as long as nothing was decoded by it; the recipe's own acts only through those of the members."""
+    if key.startswith("evaluate."):
+        return True
+    group, name = key.split(".")[:2]
+    sets = [LabelSet(each, folder / "labels" / each, settings) for each, settings in begun.labels.items()]
+    labelled = group == "teachers" and any(labels.teacher == name and labels.is_begun() for labels in sets)
+    return not labelled and not Member("teachers", name, folder / group / name).has_decoded()
+
+
 def _echoes(key: str, old: dict[str, Any], new: dict[str, Any]) -> bool:
     """True for students.NAME.train.KEY where train.KEY itself changed in the same way: it is reported once."""
+    if SEARCH.fullmatch(key):
+        return False  # only the members' own are looked at
     for block in (".train.", ".evaluate."):
         if block in key:
             shared = block.strip(".") + "." + key.partition(block)[2]

@@ -114,6 +114,16 @@ class EarlyStopping(Section):
     """The least improvement that counts, in the metric's own units, over the last one that counted."""
 
 
+class Search(Section):
+    """A grid of decoding settings, tried on the validation split before the final test; the best one decodes there."""
+
+    num_beams: Annotated[list[Positive], Field(min_length=1)] = [1, 2, 4, 6]
+    length_penalty: Annotated[list[Number], Field(min_length=1)] = [0.5, 1.0, 2.0]
+    """Each with each number of beams above one; a single beam has no length penalty."""
+    examples: Positive = 500
+    """Validation examples summarized at every point (a fixed seeded sample)."""
+
+
 class Evaluate(Section):
     """Validation during training and the final test."""
 
@@ -137,6 +147,8 @@ class Evaluate(Section):
     shards: Positive = 8
     """Parts of the final test, dealt over the processes; a killed one continues where it stopped."""
     generation: Generation = Generation()
+    search: Search | None = None
+    """Number of beams and length penalty are found on the validation split, by `metric`, and go over `generation`."""
 
     @model_validator(mode="before")
     @classmethod

@@ -8,6 +8,8 @@ from typing import Any, Literal
 from distill.files import read_json, sha256_file
 from distill.recipe import GOLD, Recipe
 from distill.run import LabelSet, Member, Run
+from distill.search import points
+from distill.sections import Search
 from distill.shards import Shard, count_done, shards_of
 
 Kind = Literal["one process", "process group", "workers"]
@@ -80,9 +82,9 @@ def stages(run: Run) -> list[Stage]:
 
 
 def _stages_of_teacher(run: Run, member: Member) -> list[Stage]:
-    """Initial weights -> train -> evaluate, or only evaluate for a teacher that is taken as it is; its cache."""
+    """Initial weights -> train -> search -> evaluate, or only the last two for a teacher that is taken as it is; its cache."""
     ready = _ready(run, member)
-    then = [_evaluation(run, member, ready)]
+    then = _evaluation(run, member, ready)
     if is_cached(run.recipe, member.name):
         whole, done = (lambda: cache_is_complete(run, member)), (lambda: cache_shards_done(run, member))
         then.append(Stage("cache", member, (ready,), whole, "workers", done, tuple(_cache_shards(run, member))))
@@ -96,7 +98,7 @@ def _stages_of_labels(run: Run, labels: LabelSet) -> list[Stage]:
     """Conversion (of an engine other than Hugging Face) -> label -> merge."""
     graph = []
     shards = tuple(shards_of(labels.folder, labels.settings.shards, ".jsonl"))
-    needs = _ready(run, run.member("teachers", labels.teacher))
+    needs = _decodes(run, run.member("teachers", labels.teacher))
     if labels.settings.engine.name != "huggingface":
         graph.append(Stage("convert", labels, (needs,), labels.has_engine))
         needs = graph[-1].name
@@ -109,7 +111,7 @@ def _stages_of_labels(run: Run, labels: LabelSet) -> list[Stage]:
 
 
 def _stages_of_student(run: Run, member: Member) -> list[Stage]:
-    """Shrink -> train -> evaluate."""
+    """Shrink -> train -> search -> evaluate."""
     settings = run.recipe.students[member.name]
     teacher = run.member("teachers", settings.teacher)
     initial = Stage("shrink", member, (_ready(run, teacher),), member.initial.exists)
@@ -118,22 +120,46 @@ def _stages_of_student(run: Run, member: Member) -> list[Stage]:
         needs.append(stage_name("cache", teacher))
     needs += [stage_name("merge", run.label_set(name)) for name in settings.train_on if name != GOLD]
     train = Stage("train", member, tuple(needs), member.is_trained, "process group")
-    return [initial, train, _evaluation(run, member, train.name)]
+    return [initial, train, *_evaluation(run, member, train.name)]
 
 
-def _evaluation(run: Run, member: Member, after: str) -> Stage:
+def _evaluation(run: Run, member: Member, after: str) -> list[Stage]:
+    """The final test, after the search for how to decode where the recipe wants one."""
+    search = run.evaluate_settings(member).search
+    before = [_search(run, member, search, after)] if search else []
     shards = shards_of(member.evaluation_shards("test"), run.evaluate_settings(member).shards, ".jsonl")
     complete = (member.evaluation("test") / "scores.json").exists
 
     def done() -> tuple[int, int]:
         return (len(shards), len(shards)) if complete() else count_done(shards)
 
-    return Stage("evaluate", member, (after,), complete, "process group", done)
+    needs = (before[-1].name if before else after,)
+    return [*before, Stage("evaluate", member, needs, complete, "process group", done)]
+
+
+def _search(run: Run, member: Member, search: Search, after: str) -> Stage:
+    shards = run.evaluate_settings(member).shards
+    grid = points(search, member)
+
+    def done() -> tuple[int, int]:
+        whole = [
+            shards if point.result.exists() else count_done(shards_of(point.folder, shards, ".jsonl"))[0]
+            for point in grid
+        ]
+        everything = shards * len(grid)
+        return (everything if member.search.exists() else sum(whole)), everything
+
+    return Stage("search", member, (after,), member.search.exists, "process group", done)
 
 
 def _ready(run: Run, member: Member) -> str:
     """The stage after which a member can be used."""
     return "prepare" if run.settings(member).train is None else stage_name("train", member)
+
+
+def _decodes(run: Run, member: Member) -> str:
+    """The stage after which it is known how a member decodes."""
+    return stage_name("search", member) if run.evaluate_settings(member).search else _ready(run, member)
 
 
 def is_cached(recipe: Recipe, teacher: str) -> bool:
@@ -173,6 +199,7 @@ def report_inputs(run: Run) -> dict[str, Path]:
     files = [run.corpus / "manifest.json"]
     for member in run.members():
         files += [member.evaluation("test") / "scores.json", member.benchmark]
+        files += [member.search] if run.evaluate_settings(member).search else []
     files += [labels.manifest for labels in run.label_sets()]
     return {str(file.relative_to(run.folder)): file for file in files}
 

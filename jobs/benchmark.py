@@ -19,6 +19,7 @@ def benchmark(arguments: Arguments) -> None:
         log.info("the benchmark is complete")
         return
     weights = {member: run.weights(member) for member in members}
+    generation = {member: run.generation(member) for member in members}
 
     import random
 
@@ -38,7 +39,7 @@ def benchmark(arguments: Arguments) -> None:
         Candidate(
             name=str(member),
             weights=path,
-            generation=run.evaluate_settings(member).generation,
+            generation=generation[member],
             max_source_tokens=source_limit(shape_of(load_config(path), path), corpus.max_source_tokens, str(member)),
             max_target_tokens=corpus.max_target_tokens,
             prefix=run.teacher_settings(member).prefix,

@@ -14,6 +14,7 @@ from distill.files import read_json
 from distill.preflight import base_shape, teacher_shape
 from distill.recipe import GOLD, Student, sources
 from distill.run import LabelSet, Member, Run
+from distill.search import points
 from distill.sections import Generation, Train
 from distill.stages import Stage, stages
 from launch.command import command
@@ -73,6 +74,8 @@ def show(run: Run, place: Place, console: Console) -> None:
 def _arithmetic(run: Run, stage: Stage, processes: int) -> list[str]:
     if stage.job == "label" and isinstance(stage.subject, LabelSet):
         return [_labels(run, stage.subject)]
+    if stage.job == "search" and stage.member:
+        return [_search(run, stage.member)]
     train = run.train_settings(stage.member) if stage.member else None
     if stage.job != "train" or train is None or stage.member is None:
         return []
@@ -140,6 +143,15 @@ def _labels(run: Run, labels: LabelSet) -> str:
     decoding = ", ".join(f"{key} {value}" for key, value in given.items()) or "the teacher's own decoding"
     rules = ", ".join(f"{rule} {bound}" for rule, bound in settings.keep_if.given.items()) or "all labels are kept"
     return f"{documents} by teacher {labels.teacher} ({settings.engine.name}; {decoding}), {settings.shards} shards; {rules}"
+
+
+def _search(run: Run, member: Member) -> str:
+    settings = run.evaluate_settings(member)
+    assert settings.search is not None
+    tried = ", ".join(
+        " x ".join(f"{value:g}" for value in p.settings.values()) for p in points(settings.search, member)
+    )
+    return f"beams x length penalty: {tried}; on {settings.search.examples} validation examples, by {settings.metric}"
 
 
 def _training_examples(run: Run, member: Member) -> int | None:

@@ -11,7 +11,18 @@ from distill.stages import Stage
 from distill.validation import explain, read_yaml
 
 JobName = Literal[
-    "prepare", "teacher", "cache", "convert", "label", "merge", "shrink", "train", "evaluate", "benchmark", "report"
+    "prepare",
+    "teacher",
+    "cache",
+    "convert",
+    "label",
+    "merge",
+    "shrink",
+    "train",
+    "search",
+    "evaluate",
+    "benchmark",
+    "report",
 ]
 Text = Annotated[str, StringConstraints(min_length=1, max_length=1000, pattern=r"^[^\n\r\x00]*$")]
 Variable = Annotated[str, StringConstraints(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
@@ -19,7 +30,7 @@ Option = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z-]*$")]
 NotNegative = Annotated[int, BeforeValidator(no_bool), Field(ge=0)]
 OWN_OPTIONS = {"array", "chdir", "dependency", "error", "export", "job-name", "nodes", "ntasks", "ntasks-per-node", "open-mode",
                "output", "signal", "time", "wrap"}  # fmt: skip
-ON_A_GPU: tuple[JobName, ...] = ("cache", "convert", "label", "train", "evaluate", "benchmark")
+ON_A_GPU: tuple[JobName, ...] = ("cache", "convert", "label", "train", "search", "evaluate", "benchmark")
 
 
 class Resources(Section):
@@ -30,7 +41,7 @@ class Resources(Section):
     qos: Text | None = None
     constraint: Text | None = None
     nodes: Positive = 1
-    """Of a training or an evaluation; every other stage, and every label or cache shard, has one process on one node."""
+    """Of a training, a search or an evaluation; every other stage, and every label or cache shard, has one process on one node."""
     gpus_per_node: NotNegative = 0
     """One process for every GPU; 0: CPU processes."""
     processes_per_node: Positive = 1

@@ -23,7 +23,7 @@ from launch.state import GraphState
 from launch.task import Task, cancelled_file
 
 MAX_ARRAY = 1000  # SLURM's own default limit is 1,001
-CONTINUED = ("train", "label", "cache", "evaluate")
+CONTINUED = ("train", "label", "cache", "search", "evaluate")
 """Jobs that go on where an earlier attempt stopped."""
 
 

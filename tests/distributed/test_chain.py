@@ -16,7 +16,11 @@ import pytest
 import yaml
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 
+from distill.corpus import read_split
 from distill.files import read_json, read_jsonl
+from distill.recipe_file import load_recipe
+from distill.report import write_report
+from distill.run import Run
 from tests.conftest import ROOT, make_model, run_command, write_corpus
 
 pytestmark = pytest.mark.distributed
@@ -40,7 +44,15 @@ def write_recipe(folder: Path, **changes: Any) -> Path:
         "labels": {"own": {"shards": 3, "num_beams": 2, "keep_if": {"repeated_ngrams_at_most": 90}}},
         "students": {
             "taught": {"teacher": "own", "decoder_layers": 1, "train_on": {"gold": 0.5, "own": 1}},
-            "short": {"teacher": "own", "decoder_layers": 1, "train": {"freeze": ["encoder", "embeddings"]}},
+            "short": {
+                "teacher": "own",
+                "decoder_layers": 1,
+                "train": {"freeze": ["encoder", "embeddings"]},
+                "evaluate": {
+                    "metric": "bleu",
+                    "search": {"num_beams": [2, 1], "length_penalty": [0.5, 2], "examples": 4},
+                },
+            },
             "half": {
                 "teacher": "own",
                 "decoder_layers": [0, 3],
@@ -122,6 +134,27 @@ def test_predictions_are_in_corpus_order_and_the_report_shows_them(finished: Pat
     assert report.count("### r") == 3
 
 
+def test_the_decoding_that_was_found_is_that_of_the_final_test(finished: Path) -> None:
+    student = finished / "runs" / "tiny" / "students" / "short"
+    found, scores = read_json(student / "search.json"), read_json(student / "evaluation" / "test" / "scores.json")
+    tried = [(point["num_beams"], point["length_penalty"]) for point in found["points"]]
+    assert tried == [(1, None), (2, 0.5), (2, 2.0)] and found["metric"] == "bleu" and found["examples"] == 4
+    used = {"num_beams": 1, "length_penalty": 1.0} | scores["generation"]
+    assert used | found["best"] == used and not (student / "search").exists()
+    assert all(point["seconds"] > 0 for point in found["points"])
+
+
+def test_the_report_shows_what_decides(finished: Path, tmp_path: Path) -> None:
+    """BLEU where it decides any model's best weights, else ROUGE; the grid where there was a search."""
+    run = Run(load_recipe(finished / "tiny.yaml"), finished / "runs" / "tiny")
+    report = (run.report / "report.md").read_text()
+    assert "| BLEU | chrF |" in report and "tok:13a" in report and "ROUGE-1 |" not in report.split("## Labels")[0]
+    assert report.count("| **student short** |") == 0 and report.count("| student short | **") == 1
+    rouge = load_recipe(finished / "tiny.yaml", ["students.short.evaluate.metric=rouge1"])
+    write_report(Run(rouge, run.folder), read_split(run.split("test")), tmp_path)
+    assert "| ROUGE-1 | ROUGE-2 | ROUGE-L |" in (tmp_path / "report.md").read_text()
+
+
 def test_all_done_is_nothing_to_do(finished: Path) -> None:
     before = {path: path.stat().st_mtime_ns for path in finished.rglob("*") if path.is_file()}
     result = launch(finished / "tiny.yaml")
@@ -137,6 +170,7 @@ def test_status_and_dry_run(finished: Path) -> None:
     assert dry.returncode == 0 and not (finished / "runs" / "other").exists()
     for part in (
         "(4 processes in one group)",
+        "beams x length penalty: 1, 2 x 0.5, 2 x 2; on 4 validation examples, by bleu",
         "(3 workers, which share the shards out)",
         "jobs.train",
         "a step reads 8 examples, over 4 process",

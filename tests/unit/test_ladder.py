@@ -25,7 +25,7 @@ RUNGS = [
         "determinism",
     },
     {"run", "plan", "distillation", "checkpoint", "student", "claim"},
-    {"reading", "shards", "tracking", "head"},
+    {"reading", "search", "shards", "tracking", "head"},
     {"stages", "preflight", "tokens", "corpus", "objective", "generation"},
     {"pretrained", "ctranslate", "summaries", "batching"},
     {"data", "speed", "report", "teacher"},
