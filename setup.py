@@ -29,6 +29,15 @@ setup(
     ],
     extras_require={
         "ctranslate2": ["ctranslate2>=4.8.5"],  # a faster engine for labels
-        "dev": ["pytest>=9.2", "pytest-xdist>=3.8", "ruff>=0.17", "mypy>=2.4", "types-PyYAML", "ctranslate2>=4.8.5"],
+        "wandb": ["wandb>=0.31"],  # a board beside TensorBoard
+        "dev": [
+            "pytest>=9.2",
+            "pytest-xdist>=3.8",
+            "ruff>=0.17",
+            "mypy>=2.4",
+            "types-PyYAML",
+            "ctranslate2>=4.8.5",
+            "wandb>=0.31",
+        ],
     },
 )

@@ -1,6 +1,7 @@
 """What can be said of a recipe's teachers without torch: folders, shapes, whether the students fit them."""
 
 import json
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +45,8 @@ def check_recipe(recipe: Recipe) -> None:
 
     What has a hub name is not looked up here; `jobs.prepare` does.
     """
+    if recipe.wandb and find_spec("wandb") is None:
+        raise InputError("wandb: given, but not installed. Run `pip install -e .[wandb]`, or remove the block.")
     for name in recipe.teachers:
         shape = teacher_shape(recipe, name)
         if shape:

@@ -24,6 +24,7 @@ from distill.sections import (
     Section,
     Tokenizer,
     Train,
+    Wandb,
 )
 
 
@@ -315,3 +316,4 @@ class Recipe(Section):
     evaluate: Evaluate = Evaluate()
     benchmark: Benchmark = Benchmark()
     report: Report = Report()
+    wandb: Wandb | None = None

@@ -76,6 +76,11 @@ class Member:
         return self.folder / "tensorboard"
 
     @property
+    def wandb_id(self) -> Path:
+        """The name of this training at Weights & Biases."""
+        return self.folder / "wandb.json"
+
+    @property
     def benchmark(self) -> Path:
         return self.folder / "benchmark.json"
 
@@ -325,7 +330,7 @@ def _may_change(key: str, begun: Recipe, folder: Path) -> bool:
     if SEARCH.fullmatch(key) and _search_may_change(key, begun, folder):
         return True
     batches = re.fullmatch(r"labels\.[^.]+\.batch_tokens", key) is not None
-    return is_new or batches or key.endswith(FREE_KEYS) or group in ("benchmark", "report")
+    return is_new or batches or key.endswith(FREE_KEYS) or group in ("benchmark", "report", "wandb")
 
 
 def _labels_may_change(rest: str, name: str, begun: Recipe, folder: Path) -> bool:

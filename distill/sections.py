@@ -287,6 +287,14 @@ class Benchmark(Section):
     """Tried for the throughput; the best is reported."""
 
 
+class Wandb(Section):
+    """Tell Weights & Biases what metrics.jsonl is told (`pip install -e .[wandb]`); its variables WANDB_* work as usual."""
+
+    project: str
+    entity: str | None = None
+    """A user or a team; by default that of the login."""
+
+
 class Report(Section):
     """What the report shows."""
 

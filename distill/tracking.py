@@ -1,4 +1,4 @@
-"""What a training tells the outside: metrics.jsonl, TensorBoard, a progress bar or log lines. Rank 0 only."""
+"""What a training tells the outside: metrics.jsonl, TensorBoard, Weights & Biases, a progress bar or log lines. Rank 0 only."""
 
 import logging
 import shutil
@@ -11,6 +11,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from distill.files import append_jsonl, read_jsonl, write_jsonl
 from distill.run import Member
+from distill.weights_and_biases import WandbRun
 
 log = logging.getLogger(__name__)
 
@@ -42,12 +43,18 @@ class Tracker(NullTracker):
     """Writes the records of one training; those that a killed attempt wrote after its last checkpoint go first."""
 
     def __init__(
-        self, member: Member, step: int, steps: int, records: int, before_write: Callable[[], None] = lambda: None
+        self,
+        member: Member,
+        step: int,
+        steps: int,
+        records: int,
+        before_write: Callable[[], None] = lambda: None,
+        wandb: WandbRun | None = None,
     ) -> None:
         """`records`: how many there were when the checkpoint of `step`, from which the training goes on, was written."""
         from torch.utils.tensorboard import SummaryWriter
 
-        self._before_write = before_write
+        self._before_write, self._wandb = before_write, wandb
         self._before_write()
         rows = read_jsonl(member.metrics)
         kept = rows[:records] + [row for row in rows[records:] if row["step"] == step and SAVE in row]
@@ -78,6 +85,8 @@ class Tracker(NullTracker):
         append_jsonl(self._file, row)
         self.records += 1
         self._plot(row)
+        if self._wandb:
+            self._wandb.record(row)
         shown = "  ".join(f"{name} {_short(value)}" for name, value in values.items())
         log.info("step %d/%d  %s", step, self._steps, shown)
 
@@ -113,6 +122,8 @@ class Tracker(NullTracker):
     def close(self) -> None:
         self._bar.stop()
         self._board.close()
+        if self._wandb:
+            self._wandb.close()
 
 
 def _short(value: Any) -> str:

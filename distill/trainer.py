@@ -26,9 +26,10 @@ from distill.plan import has_stalled, learning_rate, total_steps, validation_ste
 from distill.preemption import SECONDS_TO_LEAVE, StopFlag, StoppedError
 from distill.run import Member
 from distill.scores import corpus_scores
-from distill.sections import Evaluate, Train
+from distill.sections import Evaluate, Train, Wandb
 from distill.student import checkpoint_activations, freeze, save_model, set_dropout
 from distill.tracking import SAVE, NullTracker, Tracker
+from distill.weights_and_biases import WandbRun
 
 log = logging.getLogger(__name__)
 
@@ -53,6 +54,7 @@ class Trainer:
         teacher: TeacherSource | None = None,
         stop: StopFlag | None = None,
         claim: Claim | None = None,
+        wandb: Wandb | None = None,
     ) -> None:
         """`claim`: on rank 0, that this attempt may write."""
         freeze(student.student, train.freeze)
@@ -67,7 +69,7 @@ class Trainer:
         self.steps = total_steps(train, plan.steps_per_epoch())
         self.validate_every_steps = validation_steps(evaluate, plan.steps_per_epoch())
         self.engine = Engine(student, train, world, teacher)
-        self.stop, self.claim = stop or StopFlag(), claim
+        self.stop, self.claim, self.wandb = stop or StopFlag(), claim, wandb
         # Loop state: all that a checkpoint stores besides weights and optimizer.
         self.step, self.validated, self.saved = 0, -1, -1
         self.best, self.best_step, self.seconds, self.records = float("-inf"), -1, 0.0, 0
@@ -88,7 +90,9 @@ class Trainer:
         self._resume()
         tracker = NullTracker()
         if self.world.is_main:
-            tracker = Tracker(self.member, self.step, self.steps, self.records, self.check_claim)
+            told = {"train": self.settings.model_dump(), "evaluate": self.evaluate.model_dump(), "seed": self.seed}
+            wandb = WandbRun(self.wandb, self.member, told) if self.wandb else None
+            tracker = Tracker(self.member, self.step, self.steps, self.records, self.check_claim, wandb)
         self.began = time.monotonic() - self.seconds
         try:
             self._looked = time.monotonic()

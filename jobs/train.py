@@ -46,7 +46,18 @@ def train(arguments: Arguments) -> None:
         )
     student, teacher = scored_student(run, member, model, tokenizer, data.train, world)
     trainer = Trainer(
-        member, student, tokenizer, data, settings, evaluate, run.seed(member), world, teacher, arguments.stop, claim
+        member,
+        student,
+        tokenizer,
+        data,
+        settings,
+        evaluate,
+        run.seed(member),
+        world,
+        teacher,
+        arguments.stop,
+        claim,
+        run.recipe.wandb,
     )
     log.info(
         "%s: %d examples, %d steps on %d process(es), %s; cut at their limits: %s",

@@ -112,7 +112,7 @@ def test_the_best_is_that_of_a_search_by_hand_and_everyone_uses_it(given: Path, 
     rows = read_split(run.split("validation"))
     rows = [rows[i] for i in fixed_sample(len(rows), 6, run.recipe.seed)]
     model, tokenizer = load_model(given / "teacher"), load_tokenizer(given / "teacher")
-    source, expected = search_task(run, member, Search(**SEARCH)).tokens.source, []
+    source, expected = search_task(run, member, Search(**SEARCH)).source, []
     for beams, penalty in GRID:
         keys = {"num_beams": beams, "max_new_tokens": 10} | ({} if penalty is None else {"length_penalty": penalty})
         engine = HuggingFace(model, tokenizer, generation_config(model, Generation(**keys), 12), model.device)
