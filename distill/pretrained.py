@@ -116,11 +116,21 @@ def load_tokenizer(source: str | Path, languages: Languages | None = None) -> An
     try:
         tokenizer = AutoTokenizer.from_pretrained(source)
         if languages is None:
+            _refuse_no_language(tokenizer, source)
             return tokenizer
         _check_languages(tokenizer, languages, source)
         return AutoTokenizer.from_pretrained(source, src_lang=languages.source, tgt_lang=languages.target)
     except (OSError, ValueError) as error:
         raise InputError(_unreachable(source, error)) from error
+
+
+def _refuse_no_language(tokenizer: Any, source: str | Path) -> None:
+    """A tokenizer of many languages takes the source's for the target's where none is given."""
+    if getattr(tokenizer, "src_lang", None) is not None and tokenizer.tgt_lang is None:
+        raise InputError(
+            f"{source}: its tokenizer writes many languages and none is given. Expected both, under the teacher: "
+            f"languages: {{source: {tokenizer.src_lang}, target: ...}}."
+        )
 
 
 def _check_languages(tokenizer: Any, languages: Languages, source: str | Path) -> None:
