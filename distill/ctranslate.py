@@ -11,12 +11,14 @@ from transformers import GenerationConfig, PreTrainedModel
 
 from distill.errors import InputError
 from distill.generation import Candidate, decode_texts, longest_output
+from distill.head import output_scale
 
 COMPUTE = {"fp32": "float32", "fp16": "float16", "int8": "int8"}
 
 # Fields that CTranslate2's converter reads and the configs of transformers 5 do not have: norms before or after each
 # block, and a norm of the embeddings.
 NORMS = {"bart": (False, True), "mbart": (True, True), "pegasus": (True, False), "marian": (False, False)}
+CONVERTED = (*NORMS, "m2m_100", "t5", "mt5")
 
 
 def convert(
@@ -27,6 +29,11 @@ def convert(
     `weights` is where it came from. InputError where the device lacks the compute type.
     """
     kind = model.config.model_type
+    if kind not in CONVERTED:
+        raise InputError(
+            f"{weights}: a model of type {kind}, which CTranslate2 does not know. Expected one of {', '.join(CONVERTED)}; "
+            "use the engine huggingface."
+        )
     device_types = _ctranslate2().get_supported_compute_types(device.type)
     if COMPUTE[compute] not in device_types:
         raise InputError(
@@ -41,6 +48,8 @@ def convert(
     model = copy.deepcopy(model).float()  # the converter quantizes in place
     if kind in NORMS:
         model.config.normalize_before, model.config.normalize_embedding = NORMS[kind]
+    # From this the converter tells whether the outputs of a T5 are scaled.
+    model.config.tie_word_embeddings = output_scale(model.config.to_dict()) != 1.0
     _converter()(model, tokenizer, weights).convert(str(folder), quantization=COMPUTE[compute])
 
 

@@ -25,6 +25,8 @@ class Family:
     feed_forward: tuple[str, str] = ("encoder_ffn_dim", "decoder_ffn_dim")
     # Some configs keep copies of the encoder's depth under a general name.
     depth_aliases: tuple[str, ...] = ("num_hidden_layers",)
+    # The decoder begins with a text's own last token (its language), the others with the config's start token.
+    starts_with_last_label: bool = False
 
 
 BART_LIKE = Family()
@@ -38,12 +40,18 @@ T5_LIKE = Family(
     depth_aliases=(),
 )
 
+# Not here, since a line is not enough: LED (a second mask says which tokens see all others, a window size for each
+# layer, other limits for sources and targets), FSMT (two vocabularies, a decoder that projects by itself), ProphetNet
+# (its decoder predicts from further streams of states).
 FAMILIES: dict[str, Family] = {
     "bart": BART_LIKE,
-    "mbart": BART_LIKE,
+    "mbart": replace(BART_LIKE, starts_with_last_label=True),  # mBART-50 too
     "pegasus": BART_LIKE,
     "marian": BART_LIKE,
-    "t5": T5_LIKE,
+    "m2m_100": BART_LIKE,  # NLLB too
+    "t5": T5_LIKE,  # T5 v1.1 and Flan-T5 too
+    "mt5": T5_LIKE,
+    "longt5": T5_LIKE,
 }
 
 

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
+from distill.families import family_of
 from distill.losses import IGNORED
 
 
@@ -52,12 +53,15 @@ def decode(
 def decoder_inputs(model: PreTrainedModel, labels_BT: torch.Tensor) -> torch.Tensor:
     """The labels shifted right behind the family's start token; what follows the last label does not matter.
 
-    mBART looks for the last label to begin with: a row without any is taken as one of end tokens.
+    As transformers do it in `prepare_decoder_input_ids_from_labels`, which not every family has.
     """
-    nothing_B1 = (labels_BT == IGNORED).all(dim=1, keepdim=True)
-    labels_BT = labels_BT.masked_fill(nothing_B1, model.config.eos_token_id)
-    shifted: torch.Tensor = model.prepare_decoder_input_ids_from_labels(labels=labels_BT)
-    return shifted
+    config = model.config
+    start_B1 = torch.full_like(labels_BT[:, :1], config.decoder_start_token_id)
+    if family_of(config.model_type, "the model").starts_with_last_label:
+        last_B1 = (labels_BT != IGNORED).sum(1, keepdim=True).clamp(min=1) - 1
+        start_B1 = labels_BT.gather(1, last_B1)
+    shifted_BT = torch.cat([start_B1, labels_BT[:, :-1]], dim=1)
+    return shifted_BT.masked_fill(shifted_BT == IGNORED, config.pad_token_id)
 
 
 def _states(output: Any, layers: Sequence[int]) -> States:

@@ -131,7 +131,7 @@ class VocabularyHead(nn.Module):
 
 
 def logits_bias(model: PreTrainedModel) -> torch.Tensor | None:
-    """final_logits_bias_V of BART, mBART, Pegasus and Marian; None for T5."""
+    """final_logits_bias_V of BART, mBART, Pegasus and Marian; None for the others."""
     bias = getattr(model, "final_logits_bias", None)
     return None if bias is None else bias.flatten()
 

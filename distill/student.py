@@ -63,13 +63,15 @@ def freeze(model: PreTrainedModel, parts: Sequence[str]) -> None:
 
 
 def set_dropout(model: PreTrainedModel, rate: float | None) -> None:
-    """Give every dropout of the model this rate; None leaves the model's own.
+    """Give every dropout of the model this rate; None leaves the model's own. Whole layers are never dropped.
 
     The config keeps the model's own rates, so that an exported model is as its teacher was.
     """
-    if rate is None:
-        return
     for module in model.modules():
+        if hasattr(module, "layerdrop"):
+            module.layerdrop = 0.0  # each rank would drop others, and the shards of a layer be waited for forever
+        if rate is None:
+            continue
         if isinstance(module, torch.nn.Dropout):
             module.p = rate
         for name in ("dropout", "attention_dropout", "activation_dropout"):

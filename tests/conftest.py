@@ -78,7 +78,16 @@ SIZES: dict[str, Any] = {
     "decoder_ffn_dim": 24,
     "max_position_embeddings": 64,
 }
-STARTS = {"bart": "eos", "mbart": "eos", "pegasus": "pad", "marian": "pad", "t5": "pad"}
+STARTS = {
+    "bart": "eos",
+    "mbart": "eos",
+    "pegasus": "pad",
+    "marian": "pad",
+    "m2m_100": "eos",
+    "t5": "pad",
+    "mt5": "pad",
+    "longt5": "pad",
+}
 
 
 def make_model(
@@ -87,7 +96,7 @@ def make_model(
     """A tiny model with random weights, noise on those that begin at a constant."""
     ids = {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("bos", "eos", "pad")}
     start = ids[f"{STARTS[family]}_token_id"]
-    if family == "t5":
+    if family in ("t5", "mt5", "longt5"):
         sizes = {
             "d_model": 16,
             "d_kv": 8,
@@ -95,6 +104,7 @@ def make_model(
             "num_heads": 2,
             "num_layers": encoder,
             "num_decoder_layers": decoder,
+            "initializer_factor": 0.6 if family == "mt5" else 1.0,  # whose logits are not scaled down
         }
     else:
         sizes = SIZES | {"encoder_layers": encoder, "decoder_layers": decoder}

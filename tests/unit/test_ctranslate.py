@@ -11,14 +11,14 @@ from safetensors.torch import save_file
 from tokenizers import Tokenizer as RawTokenizer
 from transformers import PreTrainedTokenizerFast
 
-from distill.ctranslate import CTranslate2, convert
+from distill.ctranslate import CONVERTED, CTranslate2, convert
 from distill.engines import make_engine, mean_agreement
 from distill.errors import InputError
 from distill.generation import HuggingFace, generation_config
 from distill.labels import label_writer
 from distill.sections import Generation
 from distill.task import label_task
-from tests.conftest import STARTS, make_model, make_rows
+from tests.conftest import make_model, make_rows
 from tests.unit.test_labels import label_all, make_run
 
 CPU = torch.device("cpu")
@@ -37,7 +37,7 @@ def pad_last(tokenizer: Any) -> Any:
     return PreTrainedTokenizerFast(tokenizer_object=RawTokenizer.from_str(json.dumps(raw)), **names)
 
 
-@pytest.mark.parametrize("family", sorted(STARTS))
+@pytest.mark.parametrize("family", CONVERTED)
 @pytest.mark.parametrize("forced", [False, True])
 def test_the_same_summaries_and_log_probabilities(
     family: str, forced: bool, tokenizer: Any, pad_last: Any, tmp_path: Path
@@ -69,6 +69,11 @@ def test_a_marian_of_another_form_is_refused(tokenizer: Any, tmp_path: Path) -> 
     model = make_model("marian", tokenizer)
     with pytest.raises(InputError, match="here: <pad> is token 1 of 320"):
         convert(model, tokenizer, "here", "fp32", tmp_path / "converted", CPU)
+
+
+def test_a_family_that_is_not_converted_is_refused(tokenizer: Any, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="here: a model of type longt5"):
+        convert(make_model("longt5", tokenizer), tokenizer, "here", "fp32", tmp_path / "converted", CPU)
 
 
 @pytest.mark.parametrize("compute", ["fp32", "int8"])

@@ -11,11 +11,21 @@ import pytest
 ROOT = Path(__file__).parents[2]
 RUNGS = [
     {"errors", "sections"},
-    {"preemption", "recipe", "validation", "losses", "scores", "docstrings", "signal", "formats", "duplicates"},
+    {
+        "preemption",
+        "recipe",
+        "validation",
+        "losses",
+        "scores",
+        "docstrings",
+        "signal",
+        "formats",
+        "duplicates",
+        "families",
+    },
     {
         "files",
         "layers",
-        "families",
         "recipe_file",
         "distributed",
         "forward",

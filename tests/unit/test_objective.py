@@ -69,8 +69,7 @@ def make_pair(family: str, tokenizer: Any, **changes: Any) -> tuple[Any, Any]:
 def reference(student: Any, teacher: Any, batch: dict[str, Any], objective: Objective) -> tuple[Any, dict[str, float]]:
     """(loss, terms) by the models' own forward with whole logits, token by token, all in float64."""
     ids, mask, labels = batch["input_ids"], batch["attention_mask"], batch["labels"]
-    start = student.prepare_decoder_input_ids_from_labels(labels=labels)
-    arguments = {"input_ids": ids, "attention_mask": mask, "decoder_input_ids": start, "output_hidden_states": True}
+    arguments = {"input_ids": ids, "attention_mask": mask, "labels": labels, "output_hidden_states": True}
     own, taught = student(**arguments), teacher(**arguments)
     ce = kl = hidden_decoder = hidden_encoder = torch.zeros((), dtype=torch.float64)
     t = 2.0

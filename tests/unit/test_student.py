@@ -140,3 +140,17 @@ def test_checkpointed_activations_are_computed_again_with_the_same_gradient(fami
     found = [gradients(model, runs) for model, runs in zip(models, counts, strict=True)]
     assert [len(runs) for runs in counts] == [4, 8, 4] and len(set(counts[0])) == 4
     assert found[0].keys() == found[1].keys() and all(torch.equal(found[0][key], found[1][key]) for key in found[0])
+
+
+def test_no_layer_is_dropped_as_a_whole(tokenizer: Any) -> None:
+    """M2M100's config asks for it. Under ZeRO 3 ranks that drop different layers would wait for each other."""
+    rates = {"encoder_layerdrop": 0.5, "decoder_layerdrop": 0.5, "dropout": 0.0, "attention_dropout": 0.0}
+    model = make_model("m2m_100", tokenizer, **rates).train()
+    ids = torch.tensor([[0, 5, 6, 7, 2]])
+
+    def different() -> int:
+        return len({tuple(model(ids, decoder_input_ids=ids).logits.flatten().tolist()) for _ in range(8)})
+
+    assert different() > 1
+    set_dropout(model, None)
+    assert different() == 1 and model.config.encoder_layerdrop == 0.5
