@@ -109,9 +109,8 @@ def make_model(
     else:
         sizes = SIZES | {"encoder_layers": encoder, "decoder_layers": decoder}
     torch.manual_seed(0)
-    config = AutoConfig.for_model(
-        family, vocab_size=len(tokenizer), **(sizes | ids | changes), decoder_start_token_id=start
-    )
+    settings = {"vocab_size": len(tokenizer), "decoder_start_token_id": start} | sizes | ids | changes
+    config = AutoConfig.for_model(family, **settings)
     model = AutoModelForSeq2SeqLM.from_config(config)
     with torch.no_grad():
         for parameter in model.parameters():
