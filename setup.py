@@ -18,6 +18,7 @@ setup(
         "submitit>=1.5.4",
         "rouge-score>=0.1.2",
         "sentencepiece>=0.2.3",
+        "sacremoses>=0.2",  # Marian's tokenizer normalizes punctuation with it, and goes on without where it is missing
         "pydantic>=2.14",
         "PyYAML>=6.0",
         "typer>=0.29",
@@ -31,6 +32,7 @@ setup(
         "ctranslate2": ["ctranslate2>=4.8.5"],  # a faster engine for labels
         "wandb": ["wandb>=0.31"],  # a board beside TensorBoard
         "dev": [
+            "accelerate>=1.15",  # Seq2SeqTrainer, which the benchmark of training runs beside
             "pytest>=9.2",
             "pytest-xdist>=3.8",
             "ruff>=0.17",

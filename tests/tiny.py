@@ -4,7 +4,6 @@ import functools
 import io
 import json
 import tempfile
-import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -150,8 +149,7 @@ def marian() -> Any:
     sides = [_sentencepiece("document"), _sentencepiece("summary", vocabulary=40)]
     pieces = dict.fromkeys(piece for side in sides for piece, _ in _pieces(side))
     vocabulary = {token: i for i, token in enumerate(["</s>", "<unk>", *pieces, "<pad>"])}
-    with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Recommended: pip install sacremoses")
+    with tempfile.TemporaryDirectory() as folder:
         files = [Path(folder) / name for name in ("source.spm", "target.spm", "vocab.json")]
         for file, content in zip(files, [*sides, json.dumps(vocabulary).encode()], strict=True):
             file.write_bytes(content)

@@ -26,7 +26,7 @@ from tests.conftest import make_rows, write_corpus
 from tests.distributed.harness import run_distributed
 from tests.tiny import KINDS, save_tiny
 
-pytestmark = [pytest.mark.distributed, pytest.mark.filterwarnings("ignore:Recommended. pip install sacremoses")]
+pytestmark = pytest.mark.distributed
 
 JOBS: dict[str, Any] = {
     "prepare": prepare,
