@@ -58,6 +58,7 @@ def check_recipe(recipe: Recipe) -> None:
 def check_teacher(recipe: Recipe, name: str, shape: Shape) -> None:
     """A teacher's limits, and those of its students that begin with it or with a folder."""
     check_limits(recipe, shape, f"teacher {name}")
+    check_fp16(recipe, name, shape)
     for student_name, student in recipe.students.items():
         base = base_shape(recipe, student_name, shape)
         if student.teacher == name and base is not None:
@@ -148,6 +149,19 @@ def check_limits(recipe: Recipe, shape: Shape, where: str) -> None:
             raise InputError(
                 f"{key}: {length} given, but {where} has {shape.positions} positions. "
                 f"Expected at most {shape.positions}; lower it."
+            )
+
+
+def check_fp16(recipe: Recipe, teacher: str, shape: Shape) -> None:
+    """InputError where a teacher that overflows in fp16 is to label in it: Pegasus, T5 and all that have their names."""
+    if not any(family in shape.model_type for family in ("pegasus", "t5")):
+        return
+    for name, labels in recipe.labels.items():
+        engine = labels.engine
+        if (labels.teacher or name) == teacher and engine.name == "ctranslate2" and engine.compute == "fp16":
+            raise InputError(
+                f"labels.{name}.engine.compute: fp16 given, but activations of {shape.model_type} overflow in it. "
+                "Expected fp32 or int8; change it."
             )
 
 

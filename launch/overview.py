@@ -15,7 +15,7 @@ from distill.preflight import base_shape, teacher_shape
 from distill.recipe import GOLD, Student, sources
 from distill.run import LabelSet, Member, Run
 from distill.search import points
-from distill.sections import Generation, Train
+from distill.sections import Evaluate, Generation, Train
 from distill.stages import Stage, stages
 from launch.command import command
 from launch.local import Processes, count_of
@@ -79,7 +79,8 @@ def _arithmetic(run: Run, stage: Stage, processes: int) -> list[str]:
     train = run.train_settings(stage.member) if stage.member else None
     if stage.job != "train" or train is None or stage.member is None:
         return []
-    lines = [_batch(train, processes), _steps(train, _training_examples(run, stage.member))]
+    evaluate = run.evaluate_settings(stage.member)
+    lines = [_batch(train, processes), _steps(train, evaluate, _training_examples(run, stage.member))]
     shape = shape_of_member(run, stage.member)
     if shape is None:
         lines.append("memory: known once the teacher is on this machine (a hub name was given)")
@@ -88,7 +89,8 @@ def _arithmetic(run: Run, stage: Stage, processes: int) -> list[str]:
         lines.append(
             f"{shape.encoder_layers}-{shape.decoder_layers} layers, about {shape.parameters() / 1e6:.1f} M parameters "
             f"({plan.trainable_parameters(shape, train) / 1e6:.1f} M trained); ZeRO {train.zero_stage}, "
-            f"{train.precision}: about {memory:.1f} GB per process"
+            f"{train.precision}, {_optimizer(train, plan.host_memory_gb(shape, train, processes))}: about {memory:.1f} GB per "
+            "process"
         )
     settings = run.settings(stage.member)
     if isinstance(settings, Student) and settings.train_on != {GOLD: 1.0}:
@@ -126,14 +128,23 @@ def _batch(train: Train, processes: int) -> str:
     )
 
 
-def _steps(train: Train, examples: int | None) -> str:
-    rate = f"learning rate {train.learning_rate:g} after {train.warmup_steps} warm-up steps"
+def _optimizer(train: Train, host_memory_gb: float) -> str:
+    offload = f", its states in the host's memory (about {host_memory_gb:.1f} GB per process)" if train.offload else ""
+    return train.optimizer + offload + (", gradient checkpointing" if train.gradient_checkpointing else "")
+
+
+def _steps(train: Train, evaluate: Evaluate, examples: int | None) -> str:
+    rate = f"learning rate {train.learning_rate:g} after {train.warmup_steps} warm-up steps, then {train.schedule}"
     if examples is None or train.batch_examples is None:
         given = f"{train.steps} steps" if train.steps else f"{train.epochs:g} epochs"
-        return f"{given} (the other is known once the corpus is prepared and batched); {rate}"
+        every = f"{evaluate.every_steps} steps" if evaluate.every_steps else f"{evaluate.every_epochs:g} epochs"
+        return f"{given} (the other is known once the corpus is prepared and batched); {rate}; validated every {every}"
     per_epoch = -(-examples // train.batch_examples)
     steps = plan.total_steps(train, per_epoch)
-    return f"{examples} examples = {per_epoch} steps per epoch; {steps} steps = {steps / per_epoch:.2f} epochs; {rate}"
+    return (
+        f"{examples} examples = {per_epoch} steps per epoch; {steps} steps = {steps / per_epoch:.2f} epochs; {rate}; "
+        f"validated every {plan.validation_steps(evaluate, per_epoch)} steps"
+    )
 
 
 def _labels(run: Run, labels: LabelSet) -> str:

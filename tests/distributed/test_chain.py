@@ -175,6 +175,8 @@ def test_status_and_dry_run(finished: Path) -> None:
         "jobs.train",
         "a step reads 8 examples, over 4 process",
         "6 steps",
+        "then linear; validated every 3 steps",
+        "fp32, adamw: about",
         "GB per process",
     ):
         assert part in dry.stdout

@@ -197,23 +197,31 @@ def test_a_resumed_training_ends_bit_for_bit_the_same(resumed: tuple[Path, list[
     assert ended[0] == ended[1], "on all ranks"
 
 
-def resume_alone(world: World, folder: str) -> None:
-    trainer = make_trainer(world, folder, **RESUMED["adafactor"] | {"dropout": 0.0})
-    trainer.run()
-    assert trainer.step == LONGER
+MOVED: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "adafactor": (ADAFACTOR, ADAFACTOR),
+    "to the host": ({"zero_stage": 2}, {"zero_stage": 2, "offload": "cpu"}),
+    "from the host": ({"zero_stage": 3, "offload": "cpu"}, {"zero_stage": 3}),
+}
 
 
-def train_without_dropout(world: World, folder: str) -> None:
-    make_trainer(world, folder, **RESUMED["adafactor"] | {"dropout": 0.0}).run()
+def train_part(world: World, folder: str, part: int) -> None:
+    for name, settings in MOVED.items():
+        make_trainer(
+            world, f"{folder}/{name}", **SAVED | {"dropout": 0.0, "save_every_steps": 4} | settings[part]
+        ).run()
 
 
-def test_adafactor_continues_on_another_number_of_processes(tmp_path: Path) -> None:
-    place = tmp_path / "s"
-    run_distributed(train_without_dropout, 2, str(place))
-    expected = losses(place)
-    shutil.rmtree(place / "final")
-    run_distributed(resume_alone, 1, str(place))
-    assert losses(place) == pytest.approx(expected, rel=1e-5)
+def test_a_training_goes_on_elsewhere_with_its_states_elsewhere(tmp_path: Path) -> None:
+    """From step 4 on one process, where there were two."""
+    run_distributed(train_part, 2, str(tmp_path), 0)
+    expected = {name: losses(tmp_path / name) for name in MOVED}
+    for name in MOVED:
+        shutil.rmtree(tmp_path / name / "final")
+    run_distributed(train_part, 1, str(tmp_path), 1)
+    for name in MOVED:
+        assert len(expected[name]) == LONGER and losses(tmp_path / name) == pytest.approx(expected[name], rel=1e-5), (
+            name
+        )
 
 
 def test_a_training_that_has_stalled_ends_early_and_is_complete(resumed: tuple[Path, list[dict[str, int]]]) -> None:

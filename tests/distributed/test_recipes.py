@@ -65,6 +65,7 @@ TINY: dict[str, list[str]] = {
         "labels.docstring-bart.keep_if={}",
         "labels.docstring-bart.engine=ctranslate2",
     ],
+    "demo-training": ["teachers.docstring-bart.model=FOLDER/demo"],
     "demo-kd-cached": ["teachers.hidden.model=FOLDER/demo", "teachers.top-k.model=FOLDER/demo"],
 }
 MODELS: dict[str, dict[str, Any]] = {
@@ -131,6 +132,10 @@ def losses_of(run: Path, student: str) -> dict[str, float]:
         ("pl-bart-xsum-12-3", "pl-12-3", set()),
         ("pl-bart-xsum-12-3", "kd-on-labels-12-3", {"cross_entropy", "kl", "hidden_decoder"}),
         ("demo-pl", "both-2-1", set()),
+        *[
+            ("demo-training", student, set())
+            for student in ("seed-43", "adafactor", "little-memory", "until-it-stalls")
+        ],
         ("demo-kd-cached", "kd-2-1", {"cross_entropy", "kl", "hidden_decoder"}),
         ("demo-kd-cached", "top-k-2-2", {"cross_entropy", "kl"}),
     ],

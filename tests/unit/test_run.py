@@ -157,6 +157,21 @@ def test_students_are_checked_against_their_teacher() -> None:
         check_recipe(parse_recipe(recipe(teachers={"t": SCRATCH}, corpus=too_long)))
 
 
+def test_fp16_labels_of_a_family_that_overflows_are_refused() -> None:
+    t5 = SCRATCH | {"architecture": SCRATCH["architecture"] | {"family": "t5"}}
+
+    def check(teacher: dict[str, Any], compute: str) -> None:
+        engine = {"name": "ctranslate2", "compute": compute}
+        check_recipe(parse_recipe(recipe(teachers={"t": teacher}, labels={"l": {"teacher": "t", "engine": engine}})))
+
+    check(SCRATCH, "fp16")
+    check(t5, "int8")
+    with pytest.raises(
+        InputError, match=r"labels\.l\.engine\.compute: fp16 given, but activations of t5 overflow in it"
+    ):
+        check(t5, "fp16")
+
+
 def test_summaries_fit_the_positions() -> None:
     generation = {"evaluate": {"generation": {"max_new_tokens": 600}}}
     for changes, message in (
