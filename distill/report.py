@@ -176,7 +176,16 @@ def _heading(run: Run, rows: list[Row]) -> str:
     return (
         f"# {run.recipe.name}\n\nCorpus: {run.recipe.corpus.train} ({counts} examples; test documents of "
         f"{words['document_words']['mean']:.0f} words, summaries of {words['summary_words']['mean']:.0f}). "
-        f"Seed {run.recipe.seed}. The recipe is [recipe.yaml](../recipe.yaml).\n"
+        f"Seed {run.recipe.seed}. The recipe is [recipe.yaml](../recipe.yaml).\n{_overlap(words)}"
+    )
+
+
+def _overlap(counts: dict[str, Any]) -> str:
+    alike = counts["near_duplicates_in_train"]
+    return (
+        f"\n**{alike} of {counts['examples']} test documents stand, nearly word for word, in train.**\n"
+        if alike
+        else ""
     )
 
 
