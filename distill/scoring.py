@@ -39,7 +39,8 @@ def scored_student(
     weights = run.weights(run.member("teachers", settings.teacher))
     config = load_config(weights)
     pairs = distillation(run.recipe, member.name, _shape(weights), _shape(settings.model or weights))
-    check_same_tokenizer(tokenizer, load_tokenizer(weights), member.name, settings.teacher)
+    taught = load_tokenizer(weights, run.teacher_settings(member).languages)
+    check_same_tokenizer(tokenizer, taught, member.name, settings.teacher)
     teacher: TeacherSource
     if run.recipe.teachers[settings.teacher].cache:
         teacher = _cached(run, settings, tokens, world, pairs)

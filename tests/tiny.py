@@ -40,13 +40,17 @@ class Kind:
     start: str = "</s>"
     forced: str | None = None
     """The first token of every generated text."""
+    languages: dict[str, str] | None = None
+    """Where there are some, a recipe must give them, and the model learns `start` and `forced` from it."""
+    prefix: str = ""
     changes: dict[str, Any] = field(default_factory=dict)
 
 
 def make_tiny(name: str, encoder: int = 3, decoder: int = 3) -> tuple[Any, Any]:
     """(model, tokenizer) of a kind, far from what training would leave: no weight, bias or head is as it began."""
     kind, tokenizer = KINDS[name], KINDS[name].tokenizer()
-    start, forced = (token and tokenizer.convert_tokens_to_ids(token) for token in (kind.start, kind.forced))
+    begins = ("</s>", None) if kind.languages else (kind.start, kind.forced)
+    start, forced = (token and tokenizer.convert_tokens_to_ids(token) for token in begins)
     changes = {"vocab_size": _vocabulary(tokenizer), "decoder_start_token_id": start} | kind.changes
     model = make_model(kind.family, tokenizer, encoder, decoder, noise=0.5, **changes)
     generator = torch.Generator().manual_seed(1)
@@ -129,11 +133,11 @@ def bart() -> Any:
 
 
 def mbart() -> Any:
-    return MBartTokenizer(_unigram(FAIRSEQ, [*LANGUAGES[:25], "<mask>"]), src_lang="en_XX", tgt_lang="ro_RO")
+    return MBartTokenizer(_unigram(FAIRSEQ, [*LANGUAGES[:25], "<mask>"]))
 
 
 def mbart50() -> Any:
-    return MBart50Tokenizer(_unigram(FAIRSEQ, [*LANGUAGES, "<mask>"]), src_lang="en_XX", tgt_lang="ro_RO")
+    return MBart50Tokenizer(_unigram(FAIRSEQ, [*LANGUAGES, "<mask>"]))
 
 
 def pegasus() -> Any:
@@ -166,28 +170,27 @@ def m2m100() -> Any:
         # The hub's say that their languages are special tokens; without, they would stay in the texts.
         return M2M100Tokenizer(
             *map(str, files),
-            src_lang="en",
-            tgt_lang="ro",
             additional_special_tokens=[f"__{code}__" for code in M2M100_LANGUAGES["m2m100"]],
         )
 
 
 def nllb() -> Any:
-    return NllbTokenizer(*_merges(pre_tokenizers.Metaspace(), []), src_lang="eng_Latn", tgt_lang="ron_Latn")
+    return NllbTokenizer(*_merges(pre_tokenizers.Metaspace(), []))
 
 
+EN_RO = {"source": "en_XX", "target": "ro_RO"}
 OWN_HEAD = {"tie_word_embeddings": False, "feed_forward_proj": "gated-gelu"}
 LONG = {"encoder_attention_type": "transient-global", "local_radius": 7, "global_block_size": 4}
 KINDS = {
     "BART": Kind("bart", bart, forced="<s>"),
-    "mBART": Kind("mbart", mbart, start="ro_RO"),
-    "mBART-50": Kind("mbart", mbart50, forced="ro_RO"),
+    "mBART": Kind("mbart", mbart, start="ro_RO", languages=EN_RO),
+    "mBART-50": Kind("mbart", mbart50, forced="ro_RO", languages=EN_RO),
     "Pegasus": Kind("pegasus", pegasus, start="<pad>"),
     "Marian": Kind("marian", marian, start="<pad>"),
-    "T5": Kind("t5", t5, start="<pad>"),
+    "T5": Kind("t5", t5, start="<pad>", prefix="the quick: "),
     "Flan-T5": Kind("t5", t5, start="<pad>", changes=OWN_HEAD),
     "mT5": Kind("mt5", functools.partial(t5, extra_ids=0), start="<pad>", changes=OWN_HEAD),
     "LongT5": Kind("longt5", t5, start="<pad>", changes=LONG),
-    "M2M100": Kind("m2m_100", m2m100, forced="__ro__"),
-    "NLLB": Kind("m2m_100", nllb, forced="ron_Latn"),
+    "M2M100": Kind("m2m_100", m2m100, forced="__ro__", languages={"source": "en", "target": "ro"}),
+    "NLLB": Kind("m2m_100", nllb, forced="ron_Latn", languages={"source": "eng_Latn", "target": "ron_Latn"}),
 }

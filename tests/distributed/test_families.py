@@ -49,12 +49,12 @@ def make_run(folder: Path, name: str, teachers: dict[str, Any], **more: Any) -> 
 
 def family_run(folder: Path, name: str) -> Run:
     """A student for every ZeRO stage, distilled from a replica or from a sharded teacher; the others are the same."""
-    model = str(folder / "models" / name)
+    teacher = {"model": str(folder / "models" / name), "prefix": KINDS[name].prefix, "languages": KINDS[name].languages}
     objective = {"kl": {"weight": 0.8}, "hidden": {"weight": 1.0, "normalize": True}}
     return make_run(
         folder,
         name,
-        {"replica": {"model": model}, "sharded": {"model": model, "zero_stage": 3}},
+        {"replica": teacher, "sharded": teacher | {"zero_stage": 3}},
         labels={"replica": {"shards": 2, **BEAMS}},
         students={
             f"zero{stage}": {
@@ -81,7 +81,12 @@ def family_run(folder: Path, name: str) -> Run:
 def benchmark_run(folder: Path) -> Run:
     """One of all students: each starts a process of its own."""
     models = {
-        name: {"model": str(student(folder, name, 3) / "final"), "evaluate": {"generation": BEAMS}} for name in KINDS
+        name: {
+            "model": str(student(folder, name, 3) / "final"),
+            "languages": KINDS[name].languages,
+            "evaluate": {"generation": BEAMS},
+        }
+        for name in KINDS
     }
     return make_run(folder, "benchmark", models, benchmark={"documents": 1, "rounds": 1, "batch_sizes": [2]})
 
@@ -177,7 +182,8 @@ def test_the_first_loss_is_that_of_plain_transformers(finished: Path, name: str)
     model, tokenizer = reload(student(finished, name, 0) / "initial")
     total, count = 0.0, 0
     for row in make_rows(EXAMPLES):
-        texts = tokenizer(row["document"], truncation=True, max_length=SOURCE, return_tensors="pt")
+        document = KINDS[name].prefix + row["document"]
+        texts = tokenizer(document, truncation=True, max_length=SOURCE, return_tensors="pt")
         labels = tokenizer(text_target=row["summary"], truncation=True, max_length=TARGET, return_tensors="pt")[
             "input_ids"
         ]
@@ -205,7 +211,7 @@ def test_transformers_alone_writes_the_predictions(finished: Path, name: str) ->
     """With the start token and the forced token of the kind; no text is the same for all documents."""
     folder, kind = student(finished, name, 3), KINDS[name]
     predictions = [row["summary"] for row in read_jsonl(folder / "evaluation" / "test" / "predictions.jsonl")]
-    tokens, texts = plain_tokens(folder / "final", [row["document"] for row in make_rows(8, seed=2)])
+    tokens, texts = plain_tokens(folder / "final", [kind.prefix + row["document"] for row in make_rows(8, seed=2)])
     assert texts == predictions and len(set(texts)) > 3
     tokenizer = AutoTokenizer.from_pretrained(folder / "final")
     assert set(tokenizer.convert_ids_to_tokens(tokens[:, 0])) == {kind.start}
