@@ -18,13 +18,16 @@ from distill.distributed import World
 def run_distributed(body: Callable[..., Any], world_size: int, *arguments: Any, timeout: float = 240) -> list[Any]:
     """What `body(world, *arguments)` returned on every rank; a body of a test module's top level.
 
-    A failure on any rank ends the others and is raised here with its traceback.
+    A failure on any rank ends the others and is raised here with its traceback. The processes are forked from one that has
+    imported the libraries and done nothing else.
     """
-    spawn = multiprocessing.get_context("spawn")
+    os.environ["DS_ACCELERATOR"] = "cpu"
+    server = multiprocessing.get_context("forkserver")
+    server.set_forkserver_preload(["distill.trainer", "distill.scoring"])
     with tempfile.TemporaryDirectory() as folder:
         port = _free_port()
         ranks = [
-            spawn.Process(target=_run, args=(body, rank, world_size, port, folder, arguments))
+            server.Process(target=_run, args=(body, rank, world_size, port, folder, arguments))
             for rank in range(world_size)
         ]
         for process in ranks:
@@ -50,7 +53,7 @@ def _run(body: Callable[..., Any], rank: int, size: int, port: int, folder: str,
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": port,
     }
-    os.environ.update({name: str(value) for name, value in environment.items()}, DS_ACCELERATOR="cpu")
+    os.environ.update({name: str(value) for name, value in environment.items()})
     code = 1
     try:
         world: World = distributed.start()
