@@ -11,6 +11,7 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import pyarrow.parquet as pq
 
+from distill.corpus import read_references
 from distill.families import shape_of
 from distill.files import read_json, read_jsonl
 from distill.pretrained import load_config
@@ -56,7 +57,7 @@ class Line:
 def write_report(run: Run, rows: list[Row], folder: Path) -> None:
     """Write report.md and its pictures to `folder`. `rows` are the test split."""
     lines = [_line(run, member) for member in run.members()]
-    documents, references = [row["document"] for row in rows], [[row["summary"]] for row in rows]
+    documents, references = [row["document"] for row in rows], read_references(run.split("test"))
     firsts, tokenize = [first_sentence(text) for text in documents], run.recipe.evaluate.bleu_tokenize
     baseline = score(documents, firsts, references, run.recipe.seed, tokenize)
     metrics = _metrics(run)

@@ -9,14 +9,14 @@ from pathlib import Path
 
 import numpy as np
 
-from distill.corpus import read_split
+from distill.corpus import read_references
 from distill.files import read_jsonl
 from distill.scores import interval, rouge
 
 
 def differences(run: Path, student: str, other: str, metric: str) -> tuple[np.ndarray, float, float]:
     """(other's score minus the student's for each document, the mean of each)."""
-    references = [[row["summary"]] for row in read_split(run / "corpus" / "test.parquet")]
+    references = read_references(run / "corpus" / "test.parquet")
     scores = []
     for name in (student, other):
         rows = read_jsonl(run / "students" / name / "evaluation" / "test" / "predictions.jsonl")
