@@ -307,7 +307,7 @@ def test_bad_recipes_are_refused_before_anything_is_made(name: str, corpus: Path
 def test_bad_rows_are_refused_by_the_job_and_the_launcher(corpus: Path, tmp_path: Path) -> None:
     with (corpus / "validation.jsonl").open("a") as file:
         file.write("[1]\n")
-    message = "validation.jsonl, line 9: list given, expected an object with 'document' and 'summary'"
+    message = "validation.jsonl, line 9: list given, expected an object with the corpus's fields"
     recipe = write_recipe(tmp_path)
     refused(run_command("jobs.prepare", str(recipe), "--runs", str(tmp_path / "runs")), message)
     result = launch(recipe)
