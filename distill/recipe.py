@@ -25,6 +25,8 @@ from distill.sections import (
     Tokenizer,
     Train,
     Wandb,
+    Whole,
+    no_bool,
 )
 
 
@@ -55,7 +57,7 @@ class Teacher(Section):
     """Stands before every document, also for its students: `summarize: ` (T5), `>>ron<< ` (Marian of several languages)."""
     languages: Languages | None = None
     """Of a multilingual model, also for its students."""
-    zero_stage: Literal[0, 3] = 0
+    zero_stage: Annotated[Literal[0, 3], BeforeValidator(no_bool)] = 0
     """While it teaches: 0 is a replica on every process, 3 is sharded over the processes by DeepSpeed."""
     precision: Precision | None = None
     """While it teaches; by default that of the student (fp32 where it fills a cache)."""
@@ -76,6 +78,8 @@ class Teacher(Section):
             raise ValueError("give one of model (a folder or a hub name) and architecture (from scratch)")
         if (self.architecture is None) != (self.tokenizer is None):
             raise ValueError("architecture and tokenizer go together")
+        if self.architecture and self.languages:
+            raise ValueError("languages are those of a pretrained model; one from scratch knows none: remove them")
         if self.architecture and self.train is None:
             raise ValueError("a teacher from scratch needs a train block ({} for the recipe's own settings)")
         if self.offload and self.zero_stage != 3:
@@ -306,7 +310,7 @@ class Recipe(Section):
 
     name: Name
     """The run's folder is runs/NAME."""
-    seed: Annotated[int, Field(ge=0, lt=2**31)] = 42
+    seed: Annotated[Whole, Field(ge=0, lt=2**31)] = 42
     corpus: Corpus
     teachers: dict[MemberName, Teacher] = Field(min_length=1)
     labels: dict[MemberName, Labels] = Field(default_factory=dict)

@@ -151,8 +151,9 @@ def _not_among(key: str, given: str, what: str, valid: list[str]) -> str:
 
 def _is_inherited(raw: dict[str, Any], path: list[str]) -> bool:
     """True where the error at a member's train.KEY or evaluate.KEY was written in the recipe's own block."""
-    if len(path) == 3 and path[2] in ("train", "evaluate") and not isinstance(raw.get(path[2], {}), dict):
-        return True  # the recipe's own block is no block at all
+    if len(path) == 3 and path[2] in ("train", "evaluate") and path[2] in raw:
+        own = raw[path[0]][path[1]].get(path[2])
+        return not own or not isinstance(raw[path[2]], dict)  # the whole block is the recipe's, or that is no block
     if len(path) < 4 or path[0] not in ("teachers", "students") or path[2] not in ("train", "evaluate"):
         return False
     own = raw[path[0]][path[1]].get(path[2]) or {}

@@ -20,10 +20,11 @@ def no_bool(value: Any) -> Any:
 
 
 Number = Annotated[float, BeforeValidator(no_bool)]
-LayerList = Annotated[list[Annotated[int, BeforeValidator(no_bool), Field(ge=0)]], Field(min_length=1)]
 Percent = Annotated[Number, Field(ge=0, le=100)]
-Positive = Annotated[int, BeforeValidator(no_bool), Field(gt=0)]
-Layers = Positive | list[Annotated[int, Field(ge=0)]]
+Whole = Annotated[int, BeforeValidator(no_bool)]
+Positive = Annotated[Whole, Field(gt=0, lt=2**31)]
+LayerList = Annotated[list[Annotated[Whole, Field(ge=0)]], Field(min_length=1)]
+Layers = Positive | list[Annotated[Whole, Field(ge=0)]]
 
 
 def no_fp16(value: Any) -> Any:
@@ -64,7 +65,7 @@ class Corpus(Section):
     summary: str | None = None
     """The field that holds the summary, or a list of them: students learn the first, scores take the best. By default
     `summary`, or that of a known dataset."""
-    max_source_tokens: Annotated[int, BeforeValidator(no_bool), Field(ge=8)] | None = None
+    max_source_tokens: Annotated[Whole, Field(ge=8)] | None = None
     """Documents are cut here (counted); by default at the model's positions, at most 1024."""
     max_target_tokens: Positive = 128
     """Training summaries are cut here; scores always use the whole reference."""
@@ -93,9 +94,9 @@ class Generation(Section):
 
     num_beams: Positive | None = None
     length_penalty: Number | None = None
-    min_new_tokens: Annotated[int, Field(ge=0)] | None = None
+    min_new_tokens: Annotated[Whole, Field(ge=0)] | None = None
     max_new_tokens: Positive | None = None
-    no_repeat_ngram_size: Annotated[int, Field(ge=0)] | None = None
+    no_repeat_ngram_size: Annotated[Whole, Field(ge=0)] | None = None
     early_stopping: bool | None = None
 
     @model_validator(mode="after")
@@ -177,10 +178,10 @@ class Train(Section):
     """Most tokens (source and target, padding included) that one process holds at once; more is accumulated."""
     steps: Positive | None = None
     """Optimizer steps in all; or give `epochs`."""
-    epochs: Annotated[float, Field(gt=0)] | None = None
+    epochs: Annotated[Number, Field(gt=0)] | None = None
     """Passes over the training split; or give `steps`."""
-    learning_rate: Annotated[float, Field(gt=0)] = 3e-4
-    warmup_steps: Annotated[int, Field(ge=0)] = 500
+    learning_rate: Annotated[Number, Field(gt=0)] = 3e-4
+    warmup_steps: Annotated[Whole, Field(ge=0)] = 500
     """Linear rise to the learning rate over this many steps; then the `schedule`."""
     schedule: Literal["linear", "cosine", "constant", "polynomial"] = "linear"
     """From the learning rate to zero after the last step; `constant` stays."""
@@ -189,16 +190,16 @@ class Train(Section):
     optimizer: Literal["adamw", "adafactor"] = "adamw"
     """adafactor has the published settings of Pegasus (no relative step, no parameter scale) and next to no state;
     at zero_stage 0 only."""
-    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    weight_decay: Annotated[Number, Field(ge=0)] = 0.0
     """On matrices only (no biases, no norms)."""
-    clip_norm: Annotated[float, Field(ge=0)] = 1.0
+    clip_norm: Annotated[Number, Field(ge=0)] = 1.0
     """Largest norm of the gradient; 0 for no clipping."""
-    label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    dropout: Annotated[float, Field(ge=0, lt=1)] | None = None
+    label_smoothing: Annotated[Number, Field(ge=0, lt=1)] = 0.0
+    dropout: Annotated[Number, Field(ge=0, lt=1)] | None = None
     """All dropout rates of the model; by default its own. With 0 the loss is the same at any world size."""
     freeze: list[Literal["encoder", "embeddings"]] = []
     """Parts that are not trained. Freezing the encoder freezes the token embeddings that it shares."""
-    zero_stage: Literal[0, 1, 2, 3] = 2
+    zero_stage: Annotated[Literal[0, 1, 2, 3], BeforeValidator(no_bool)] = 2
     """DeepSpeed ZeRO stage of the student."""
     precision: Precision = "fp32"
     offload: Literal["cpu"] | None = None
@@ -207,7 +208,7 @@ class Train(Section):
     """Compute the layers' activations again in the backward pass: less memory, about a third more time."""
     deterministic: bool = False
     """Only deterministic algorithms: the same run twice gives the same weights on GPUs too, more slowly."""
-    seed: Annotated[int, BeforeValidator(no_bool), Field(ge=0, lt=2**31)] | None = None
+    seed: Annotated[Whole, Field(ge=0, lt=2**31)] | None = None
     """Of the order of the examples and of dropout; by default the recipe's."""
     save_every_steps: Positive = 500
     """Optimizer steps between two DeepSpeed checkpoints."""
@@ -252,7 +253,7 @@ class Architecture(Section):
     feed_forward: Positive
     positions: Positive = 512
     """Longest input in tokens (BART only; T5 has relative positions)."""
-    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.1
+    dropout: Annotated[Number, Field(ge=0, lt=1)] = 0.1
 
     @model_validator(mode="after")
     def _heads_divide_width(self) -> "Architecture":
@@ -266,7 +267,7 @@ class Tokenizer(Section):
 
     kind: Literal["sentencepiece", "bpe"]
     """sentencepiece: unigram model; bpe: byte-level byte-pair encoding."""
-    vocabulary: Annotated[int, Field(ge=16, le=1_000_000)]
+    vocabulary: Annotated[Whole, Field(ge=16, le=1_000_000)]
     """Number of tokens, special tokens included; at least 300 for bpe, which holds the 256 bytes."""
 
     @model_validator(mode="after")
@@ -290,7 +291,7 @@ class Benchmark(Section):
 class Wandb(Section):
     """Tell Weights & Biases what metrics.jsonl is told (`pip install -e .[wandb]`); its variables WANDB_* work as usual."""
 
-    project: str
+    project: Annotated[str, Field(min_length=1)]
     entity: str | None = None
     """A user or a team; by default that of the login."""
 

@@ -22,6 +22,7 @@ from distill.reading import Row
 
 SCHEMA = pa.schema([("ids", pa.list_(pa.int32())), ("cut", pa.bool_())])
 ROWS_AT_ONCE = 1000
+CHARACTERS_PER_TOKEN = 32  # more than any language's
 
 Side = Literal["source", "target"]
 
@@ -121,9 +122,13 @@ class Encoder:
             encoded: list[list[int]] = self.tokenizer(**{argument: some}, **settings)["input_ids"]
             return encoded
 
-        rows = ids(texts, most + 1)
+        read = [beginning(text, most) for text in texts]
+        rows = ids(read, most + 1)
+        for i, text in enumerate(texts):
+            if len(rows[i]) <= most and len(read[i]) < len(text):  # few tokens of many characters: of all of it then
+                read[i], rows[i] = text, ids([text], most + 1)[0]
         cut = [len(row) > most for row in rows]
-        shorter = iter(ids([text for text, is_cut in zip(texts, cut, strict=True) if is_cut], most) if any(cut) else [])
+        shorter = iter(ids([text for text, is_cut in zip(read, cut, strict=True) if is_cut], most) if any(cut) else [])
         return [next(shorter) if is_cut else row for row, is_cut in zip(rows, cut, strict=True)], cut
 
     def key(self, side: Side) -> str:
@@ -132,6 +137,18 @@ class Encoder:
         languages = [getattr(self.tokenizer, name, None) for name in ("src_lang", "tgt_lang")]
         told = [side, limit, self.prefix if side == "source" else "", languages, _hash_tokenizer(self.tokenizer)]
         return hashlib.sha256(json.dumps(told).encode()).hexdigest()
+
+
+def beginning(text: str, tokens: int) -> str:
+    """So much of a text as surely has more than `tokens` tokens, where it is long: tokenizers read all before they cut.
+
+    It ends before a space, which no token reaches over, so that its first tokens are those of the whole text.
+    """
+    end = CHARACTERS_PER_TOKEN * (tokens + 1)
+    if len(text) <= end:
+        return text
+    space = max(text.rfind(" ", 0, end), text.rfind("\n", 0, end))
+    return text[: space if space > 0 else end]
 
 
 def tokenize(encoder: Encoder, rows: Sequence[Row]) -> Tokens:

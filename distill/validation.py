@@ -13,6 +13,8 @@ from pydantic import BaseModel, ValidationError
 
 from distill.errors import InputError
 
+MOST_VALUES = 100_000  # of a file, aliases written out
+
 
 class _Loader(yaml.SafeLoader):
     """YAML with `3e-4` as a number and without silent duplicate keys."""
@@ -31,7 +33,24 @@ _Loader.add_implicit_resolver(
 
 
 def parse_yaml(text: str) -> Any:
-    return yaml.load(text, Loader=_Loader)  # noqa: S506 - a SafeLoader
+    """YAMLError at what is no YAML: also dates and numbers that are none, endless nesting and endless aliases."""
+    try:
+        value = yaml.load(text, Loader=_Loader)  # noqa: S506 - a SafeLoader
+    except (ValueError, RecursionError) as error:
+        raise yaml.YAMLError(str(error)) from None
+    _refuse_endless(value)
+    return value
+
+
+def _refuse_endless(value: Any) -> None:
+    """YAMLError where aliases of aliases make a small file large, or one that holds itself."""
+    waiting, values = [value], 0
+    while waiting:
+        each = waiting.pop()
+        values += 1
+        if values > MOST_VALUES:
+            raise yaml.YAMLError(f"its aliases (*name) make it more than {MOST_VALUES} values")
+        waiting += each.values() if isinstance(each, dict) else each if isinstance(each, list) else ()
 
 
 def read_yaml(path: Path, what: str, keys: str) -> dict[str, Any]:
