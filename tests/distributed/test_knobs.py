@@ -68,7 +68,11 @@ def train_all(world: World, folder: str, names: list[str]) -> None:
     for name in names:
         trainer = make_trainer(world, f"{folder}/{world.size}-{name}", **QUIET | CASES[name])
         assert trainer.engine._engine.zero_use_cpu_optimizer() == name.endswith("offload")
+        during: list[bool] = []
+        at_every_record = lambda seen=during: seen.append(torch.are_deterministic_algorithms_enabled())  # noqa: E731
+        trainer.check_claim = at_every_record
         trainer.run()
+        assert world.rank > 0 or set(during) == {name.endswith("deterministic")}
         assert not torch.are_deterministic_algorithms_enabled()
 
 
