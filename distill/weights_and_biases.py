@@ -8,6 +8,9 @@ from distill.files import read_json, write_json
 from distill.run import Member
 from distill.sections import Wandb
 
+# A job that was asked to stop must leave in time; what was not sent by then lies in the member's wandb/ (`wandb sync`).
+SECONDS_TO_FINISH = 10
+
 
 class WandbRun:
     """The records of one training, as they stand in its metrics.jsonl."""
@@ -26,7 +29,7 @@ class WandbRun:
                 name=name,
                 config=config,
                 dir=member.folder,
-                settings=wandb.Settings(console="off", silent=True),
+                settings=wandb.Settings(console="off", silent=True, finish_timeout=SECONDS_TO_FINISH),
             )
         except wandb.Error as error:
             raise InputError(

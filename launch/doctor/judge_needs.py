@@ -50,7 +50,8 @@ def memory(seen: Seen, expected: Expected) -> Check:
     name, most = max(needs.memory_gb.items(), key=lambda item: item[1])
     text = f"about {most:.1f} GB per process ({name}), {have:.1f} GB there{unknown}"
     change = (
-        "lower train.micro_batch_tokens, raise train.zero_stage (and the teacher's, with offload: cpu), use bf16, a cache "
+        "lower train.micro_batch_tokens, raise train.zero_stage (and the teacher's, with offload: cpu), use bf16, "
+        "train.gradient_checkpointing, train.offload: cpu, a cache "
         f"of the teacher, more nodes, or larger memory in {expected.given_by}"
     )
     return Check("memory", "ok", text) if most <= have else Check("memory", "FAILED", text, change)
