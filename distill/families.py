@@ -27,6 +27,8 @@ class Family:
     depth_aliases: tuple[str, ...] = ("num_hidden_layers",)
     # The decoder begins with a text's own last token (its language), the others with the config's start token.
     starts_with_last_label: bool = False
+    # Weights that are computed, not learned; the hub's checkpoints leave them out.
+    computed: tuple[str, ...] = ()
 
 
 BART_LIKE = Family()
@@ -46,7 +48,7 @@ T5_LIKE = Family(
 FAMILIES: dict[str, Family] = {
     "bart": BART_LIKE,
     "mbart": replace(BART_LIKE, starts_with_last_label=True),  # mBART-50 too
-    "pegasus": BART_LIKE,
+    "pegasus": replace(BART_LIKE, computed=("embed_positions.weight",)),
     "marian": BART_LIKE,
     "m2m_100": BART_LIKE,  # NLLB too
     "t5": T5_LIKE,  # T5 v1.1 and Flan-T5 too

@@ -1,5 +1,6 @@
 """Datasets of the Hugging Face hub, by name: from the hub, or from this machine's cache. `datasets` is imported late."""
 
+import errno
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -82,9 +83,12 @@ class Hub:
         try:
             return datasets.load_dataset(self.name, self.config)
         except Exception as error:  # a dozen kinds: no network, no such name, no such configuration, a torn cache
+            if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+                raise
+            reason = (str(error) or type(error).__name__).splitlines()[0]
             raise InputError(
                 f"corpus.train: {str(self.name)!r} is no file or folder here, and as a dataset it cannot be loaded: "
-                f"{str(error).splitlines()[0]} Expected a path, or a name that this machine can reach or has in its cache; "
+                f"{reason} Expected a path, or a name that this machine can reach or has in its cache; "
                 "without a network load it elsewhere, write its splits with to_parquet, and give their folder."
             ) from error
 

@@ -1,14 +1,15 @@
 """Load a model and its tokenizer from a folder or a hub name, or build them from scratch."""
 
+import contextlib
 import difflib
+import errno
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import sentencepiece
 import torch
-from safetensors import SafetensorError
 from tokenizers import Tokenizer as RawTokenizer
 from tokenizers import decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import (
@@ -22,7 +23,7 @@ from transformers import (
 from transformers.utils.hub import cached_file, extract_commit_hash
 
 from distill.errors import InputError
-from distill.families import shape_of
+from distill.families import Family, family_of, shape_of
 from distill.files import sha256_file
 from distill.preflight import WEIGHT_FILES, check_folder, looks_like_folder
 from distill.sections import Architecture, Generation, Languages, Tokenizer
@@ -41,14 +42,39 @@ def dtype_of(precision: str) -> torch.dtype:
     return DTYPES[precision]
 
 
-def load_model(source: str | Path, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
-    """A model in eval mode; InputError where it is not there, cannot be reached or is of no known family."""
-    shape_of(load_config(source), str(source))
-    try:
-        model: PreTrainedModel = AutoModelForSeq2SeqLM.from_pretrained(source, dtype=dtype)
-    except (OSError, ValueError, SafetensorError) as error:
-        raise InputError(_unreachable(source, error)) from error
-    return model.eval()
+def load_model(source: str | Path, dtype: torch.dtype | Literal["auto"] = torch.float32) -> PreTrainedModel:
+    """A model in eval mode. InputError where it is not there, cannot be reached or is of no known family; where its
+    weights are not those of its config, which transformers would begin at random; or where one of them is no number."""
+    config = load_config(source)
+    shape_of(config, str(source))
+    with _explained(source):
+        model, found = AutoModelForSeq2SeqLM.from_pretrained(
+            source, dtype=dtype, output_loading_info=True, ignore_mismatched_sizes=True
+        )
+    _refuse_other_weights(found, family_of(config["model_type"], str(source)), source)
+    for name, weights in model.named_parameters():
+        if not weights.isfinite().all():
+            raise InputError(
+                f"{source}: {name} holds NaN or infinite numbers. Expected whole weights; save them again."
+            )
+    whole: PreTrainedModel = model.eval()
+    return whole
+
+
+def _refuse_other_weights(found: dict[str, Any], family: Family, source: str | Path) -> None:
+    """InputError where weights are missing, of other sizes, or of layers that the config has not."""
+    layers = (family.encoder_layer, family.decoder_layer)
+    wrong = {
+        "are missing": [key for key in found["missing_keys"] if not key.endswith(family.computed)],
+        "have other sizes": [key for key, *_ in found["mismatched_keys"]],
+        "are of layers that it has not": [key for key in found["unexpected_keys"] if key.startswith(layers)],
+    }
+    if any(wrong.values()):
+        named = (f"{len(keys)} {what} ({', '.join(sorted(keys)[:3])})" for what, keys in wrong.items() if keys)
+        raise InputError(
+            f"{source}: its weights are not those of its config.json: {'; '.join(named)}. Expected both of one model; write "
+            "them again with one save_pretrained."
+        )
 
 
 def load_pair(
@@ -61,6 +87,7 @@ def load_pair(
     """
     model, tokenizer = load_model(source, dtype), load_tokenizer(source, languages)
     check_vocabulary(tokenizer, model.get_input_embeddings().weight.shape[0], source)
+    check_special_tokens(tokenizer, model.config.to_dict(), source)
     if languages:
         _begin_with_language(model, tokenizer, languages.target)
     return model, tokenizer
@@ -73,6 +100,17 @@ def check_vocabulary(tokenizer: Any, embedded: int, source: str | Path) -> None:
             f"{source}: its tokenizer has {len(tokenizer)} tokens, but the model embeds {embedded}. Expected the model's own "
             "tokenizer; copy it into the folder, or enlarge the model with resize_token_embeddings and save it."
         )
+
+
+def check_special_tokens(tokenizer: Any, config: Mapping[str, Any], source: str | Path) -> None:
+    """InputError where a tokenizer pads or ends texts with other tokens than its model."""
+    for name in ("pad_token_id", "eos_token_id"):
+        own, expected = getattr(tokenizer, name), config.get(name)
+        if expected is not None and own != expected:
+            raise InputError(
+                f"{source}: its tokenizer ({type(tokenizer).__name__}) has {name} {own}, but its config.json {expected}. "
+                "Expected the model's own tokenizer; copy it into the folder."
+            )
 
 
 def _begin_with_language(model: PreTrainedModel, tokenizer: Any, language: str) -> None:
@@ -92,10 +130,8 @@ def load_config(source: str | Path) -> dict[str, Any]:
     """A model's config as a dictionary."""
     if looks_like_folder(str(source)):
         check_folder(Path(source))
-    try:
+    with _explained(source):
         config: dict[str, Any] = AutoConfig.from_pretrained(source).to_dict()
-    except (OSError, ValueError) as error:
-        raise InputError(_unreachable(source, error)) from error
     return config
 
 
@@ -113,15 +149,13 @@ def fingerprint(source: str | Path) -> str:
 
 def load_tokenizer(source: str | Path, languages: Languages | None = None) -> Any:
     """InputError where it is not there or does not know the languages."""
-    try:
+    with _explained(source):
         tokenizer = AutoTokenizer.from_pretrained(source)
-        if languages is None:
-            _refuse_no_language(tokenizer, source)
-            return tokenizer
-        _check_languages(tokenizer, languages, source)
-        return AutoTokenizer.from_pretrained(source, src_lang=languages.source, tgt_lang=languages.target)
-    except (OSError, ValueError) as error:
-        raise InputError(_unreachable(source, error)) from error
+    if languages is None:
+        _refuse_no_language(tokenizer, source)
+        return tokenizer
+    _check_languages(tokenizer, languages, source)
+    return AutoTokenizer.from_pretrained(source, src_lang=languages.source, tgt_lang=languages.target)
 
 
 def _refuse_no_language(tokenizer: Any, source: str | Path) -> None:
@@ -159,11 +193,19 @@ def check_same_tokenizer(own: Any, taught: Any, student: str, teacher: str) -> N
         )
 
 
-def _unreachable(source: str | Path, error: Exception) -> str:
-    return (
-        f"cannot load {str(source)!r}: {str(error).splitlines()[0]} Expected a folder written by save_pretrained, or "
-        "a hub name that this machine can reach; where it cannot, download the model elsewhere and give its folder."
-    )
+@contextlib.contextmanager
+def _explained(source: str | Path) -> Iterator[None]:
+    """InputError in place of all the kinds of errors that names out of reach and torn files raise; not of a full disk."""
+    try:
+        yield
+    except Exception as error:
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise InputError(
+            f"cannot load {str(source)!r}: {reason} Expected a folder written by save_pretrained, or "
+            "a hub name that this machine can reach; where it cannot, download the model elsewhere and give its folder."
+        ) from error
 
 
 # ------------------------------------------------------------------------------------------------ from scratch
