@@ -4,7 +4,7 @@ import contextlib
 import difflib
 import errno
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
@@ -23,8 +23,9 @@ from transformers import (
 from transformers.utils.hub import cached_file, extract_commit_hash
 
 from distill.errors import InputError
-from distill.families import Family, family_of, shape_of
+from distill.families import shape_of
 from distill.files import sha256_file
+from distill.folder import check_special_tokens, check_weights
 from distill.preflight import WEIGHT_FILES, check_folder, looks_like_folder
 from distill.sections import Architecture, Generation, Languages, Tokenizer
 
@@ -45,36 +46,14 @@ def dtype_of(precision: str) -> torch.dtype:
 def load_model(source: str | Path, dtype: torch.dtype | Literal["auto"] = torch.float32) -> PreTrainedModel:
     """A model in eval mode. InputError where it is not there, cannot be reached or is of no known family; where its
     weights are not those of its config, which transformers would begin at random; or where one of them is no number."""
-    config = load_config(source)
-    shape_of(config, str(source))
+    shape_of(load_config(source), str(source))
     with _explained(source):
         model, found = AutoModelForSeq2SeqLM.from_pretrained(
             source, dtype=dtype, output_loading_info=True, ignore_mismatched_sizes=True
         )
-    _refuse_other_weights(found, family_of(config["model_type"], str(source)), source)
-    for name, weights in model.named_parameters():
-        if not weights.isfinite().all():
-            raise InputError(
-                f"{source}: {name} holds NaN or infinite numbers. Expected whole weights; save them again."
-            )
+    check_weights(model, found, str(source))
     whole: PreTrainedModel = model.eval()
     return whole
-
-
-def _refuse_other_weights(found: dict[str, Any], family: Family, source: str | Path) -> None:
-    """InputError where weights are missing, of other sizes, or of layers that the config has not."""
-    layers = (family.encoder_layer, family.decoder_layer)
-    wrong = {
-        "are missing": [key for key in found["missing_keys"] if not key.endswith(family.computed)],
-        "have other sizes": [key for key, *_ in found["mismatched_keys"]],
-        "are of layers that it has not": [key for key in found["unexpected_keys"] if key.startswith(layers)],
-    }
-    if any(wrong.values()):
-        named = (f"{len(keys)} {what} ({', '.join(sorted(keys)[:3])})" for what, keys in wrong.items() if keys)
-        raise InputError(
-            f"{source}: its weights are not those of its config.json: {'; '.join(named)}. Expected both of one model; write "
-            "them again with one save_pretrained."
-        )
 
 
 def load_pair(
@@ -87,7 +66,7 @@ def load_pair(
     """
     model, tokenizer = load_model(source, dtype), load_tokenizer(source, languages)
     check_vocabulary(tokenizer, model.get_input_embeddings().weight.shape[0], source)
-    check_special_tokens(tokenizer, model.config.to_dict(), source)
+    check_special_tokens(tokenizer, model.config.to_dict(), str(source))
     if languages:
         _begin_with_language(model, tokenizer, languages.target)
     return model, tokenizer
@@ -100,17 +79,6 @@ def check_vocabulary(tokenizer: Any, embedded: int, source: str | Path) -> None:
             f"{source}: its tokenizer has {len(tokenizer)} tokens, but the model embeds {embedded}. Expected the model's own "
             "tokenizer; copy it into the folder, or enlarge the model with resize_token_embeddings and save it."
         )
-
-
-def check_special_tokens(tokenizer: Any, config: Mapping[str, Any], source: str | Path) -> None:
-    """InputError where a tokenizer pads or ends texts with other tokens than its model."""
-    for name in ("pad_token_id", "eos_token_id"):
-        own, expected = getattr(tokenizer, name), config.get(name)
-        if expected is not None and own != expected:
-            raise InputError(
-                f"{source}: its tokenizer ({type(tokenizer).__name__}) has {name} {own}, but its config.json {expected}. "
-                "Expected the model's own tokenizer; copy it into the folder."
-            )
 
 
 def _begin_with_language(model: PreTrainedModel, tokenizer: Any, language: str) -> None:

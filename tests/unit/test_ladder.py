@@ -33,6 +33,7 @@ RUNGS = [
         "attention",
         "hub",
         "determinism",
+        "folder",
     },
     {"run", "plan", "distillation", "checkpoint", "student", "claim"},
     {"reading", "search", "shards", "weights_and_biases", "head"},
