@@ -46,13 +46,13 @@ class Kind:
     changes: dict[str, Any] = field(default_factory=dict)
 
 
-def make_tiny(name: str, encoder: int = 3, decoder: int = 3) -> tuple[Any, Any]:
+def make_tiny(name: str, encoder: int = 3, decoder: int = 3, noise: float = 0.5, **sizes: Any) -> tuple[Any, Any]:
     """(model, tokenizer) of a kind, far from what training would leave: no weight, bias or head is as it began."""
     kind, tokenizer = KINDS[name], KINDS[name].tokenizer()
     begins = ("</s>", None) if kind.languages else (kind.start, kind.forced)
     start, forced = (token and tokenizer.convert_tokens_to_ids(token) for token in begins)
-    changes = {"vocab_size": _vocabulary(tokenizer), "decoder_start_token_id": start} | kind.changes
-    model = make_model(kind.family, tokenizer, encoder, decoder, noise=0.5, **changes)
+    changes = {"vocab_size": _vocabulary(tokenizer), "decoder_start_token_id": start} | kind.changes | sizes
+    model = make_model(kind.family, tokenizer, encoder, decoder, noise=noise, **changes)
     generator = torch.Generator().manual_seed(1)
     if hasattr(model, "final_logits_bias"):
         model.final_logits_bias.normal_(std=0.3, generator=generator)
@@ -67,8 +67,8 @@ def make_tiny(name: str, encoder: int = 3, decoder: int = 3) -> tuple[Any, Any]:
     return model, tokenizer
 
 
-def save_tiny(folder: Path, name: str, encoder: int = 3, decoder: int = 3) -> Path:
-    model, tokenizer = make_tiny(name, encoder, decoder)
+def save_tiny(folder: Path, name: str, encoder: int = 3, decoder: int = 3, noise: float = 0.5, **sizes: Any) -> Path:
+    model, tokenizer = make_tiny(name, encoder, decoder, noise, **sizes)
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder

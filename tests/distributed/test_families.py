@@ -1,7 +1,6 @@
 """Every family through every stage on two processes, each with a real tokenizer of its kind."""
 
 import gc
-import multiprocessing
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +22,7 @@ from jobs.shrink import shrink_teacher
 from jobs.start import Arguments
 from jobs.train import train
 from tests.conftest import make_rows, write_corpus
-from tests.distributed.harness import run_distributed
+from tests.distributed.harness import run_distributed, start_from_a_fork_server
 from tests.tiny import KINDS, save_tiny
 
 pytestmark = pytest.mark.distributed
@@ -115,10 +114,7 @@ def run_families(world: World, folder_name: str) -> None:
     gc.freeze()  # DeepSpeed collects at every start at ZeRO 3; the libraries need not be looked through each time
     for name in KINDS:
         run_stages(world, family_run(folder, name), {*JOBS} - {"benchmark"})
-    # A fork server has the libraries already; each of twelve spawned processes would import them again.
-    server = multiprocessing.get_context("forkserver")
-    server.set_forkserver_preload(["distill.speed"])
-    multiprocessing.get_context = lambda method=None: server  # type: ignore[assignment,misc]
+    start_from_a_fork_server()
     run_stages(world, benchmark_run(folder), {"prepare", "benchmark"})
 
 
@@ -128,7 +124,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_corpus(folder / "corpus", train=EXAMPLES)
     for name in KINDS:
         save_tiny(folder / "models" / name, name)
-    run_distributed(run_families, 2, str(folder))
+    run_distributed(run_families, 2, str(folder), timeout=900)
     return folder
 
 

@@ -1,5 +1,6 @@
-"""The distillation recipes end to end, with a tiny model of the family in the teacher's place."""
+"""The recipes end to end, from prepare to report, with a tiny model of the family in the teacher's place."""
 
+import concurrent.futures
 from pathlib import Path
 from typing import Any
 
@@ -8,58 +9,72 @@ import pytest
 from distill.distributed import World
 from distill.files import read_jsonl
 from distill.preflight import check_recipe
-from distill.pretrained import train_tokenizer
 from distill.recipe_file import load_recipe
 from distill.run import LabelSet, Run, open_run
-from distill.sections import Tokenizer
 from distill.stages import stages
+from jobs.benchmark import benchmark
 from jobs.cache import cache_teacher
 from jobs.convert import convert_teacher
+from jobs.evaluate import evaluate
 from jobs.label import label
 from jobs.merge import merge
 from jobs.prepare import prepare
+from jobs.report import report
 from jobs.shrink import shrink_teacher
 from jobs.start import Arguments
+from jobs.teacher import make_teacher
 from jobs.train import train
-from tests.conftest import ROOT, make_model, make_rows, write_corpus
-from tests.distributed.harness import run_distributed
+from tests.conftest import ROOT, write_corpus
+from tests.distributed.harness import run_distributed, start_from_a_fork_server
+from tests.tiny import save_tiny
 
 pytestmark = pytest.mark.distributed
 
 JOBS: dict[str, Any] = {
     "prepare": prepare,
+    "teacher": make_teacher,
     "convert": convert_teacher,
     "label": label,
     "merge": merge,
     "shrink": shrink_teacher,
     "cache": cache_teacher,
     "train": train,
+    "evaluate": evaluate,
+    "benchmark": benchmark,
+    "report": report,
 }
-SMALL = ["max_source_tokens=40", "max_target_tokens=12", "document=document", "summary=summary", "max_examples={}"]
-QUICK = [
-    "train.epochs=null",
-    "train.steps=2",
-    "train.batch_examples=4",
-    "evaluate.every_steps=2",
-    "evaluate.examples=2",
-]
+SMALL = {
+    "corpus.config": "null",
+    "corpus.document": "document",
+    "corpus.summary": "summary",
+    "corpus.max_source_tokens": "40",
+    "corpus.max_target_tokens": "12",
+    "corpus.max_examples": "{validation: 2, test: 2}",
+    "train.epochs": "null",
+    "train.steps": "2",
+    "train.batch_examples": "4",
+    "train.log_every_steps": "1",
+    "evaluate.every_epochs": "null",
+    "evaluate.every_steps": "2",
+    "evaluate.shards": "1",
+    "evaluate.generation": "{num_beams: 2, max_new_tokens: 5}",
+    "benchmark": "{documents: 1, rounds: 1, batch_sizes: [1]}",
+}
 TINY: dict[str, list[str]] = {
-    "kd-bart-xsum-12-6": ["teachers.bart.model=FOLDER/bart"],
-    "kd-marian-en-ro-6-3": ["teachers.marian.model=FOLDER/marian"],
-    "kd-pegasus-xsum-16-4": ["teachers.pegasus.model=FOLDER/pegasus"],
-    "kd-t5-small-from-large": [
-        "teachers.t5-large.model=FOLDER/t5-large",
-        "teachers.t5-large.train=null",
-        "students.t5-small.model=FOLDER/t5-small",
-    ],
-    "demo-kd": ["teachers.docstring-bart.model=FOLDER/demo"],
-    "pl-bart-xsum-12-3": [
+    "bart-xsum": ["teachers.bart.model=FOLDER/bart"],
+    "bart-cnn": ["teachers.bart.model=FOLDER/bart"],
+    "pegasus-xsum": ["teachers.pegasus.model=FOLDER/pegasus"],
+    "pegasus-cnn": ["teachers.pegasus.model=FOLDER/pegasus"],
+    "marian-en-ro": ["teachers.marian.model=FOLDER/marian"],
+    "mbart-en-ro": ["teachers.mbart.model=FOLDER/mbart"],
+    "t5-large": ["teachers.t5-large.model=FOLDER/t5-large", "students.t5-small.model=FOLDER/t5-small"],
+    "bart-xsum-labels": [
         "teachers.bart.model=FOLDER/bart",
         "teachers.pegasus.model=FOLDER/pegasus",
-        "train.precision=fp32",
         *(f"labels.{name}.shards=2" for name in ("bart", "bart-close", "bart-plate", "bart-best", "pegasus")),
         "labels.bart-close.keep_if={}",  # a random teacher's labels are never close
     ],
+    "demo-kd": ["teachers.docstring-bart.model=FOLDER/demo"],
     "demo-pl": [
         "teachers.docstring-bart.model=FOLDER/demo",
         "labels.docstring-bart.keep_if={}",
@@ -68,50 +83,46 @@ TINY: dict[str, list[str]] = {
     "demo-training": ["teachers.docstring-bart.model=FOLDER/demo"],
     "demo-kd-cached": ["teachers.hidden.model=FOLDER/demo", "teachers.top-k.model=FOLDER/demo"],
 }
-MODELS: dict[str, dict[str, Any]] = {
-    "bart": {"encoder": 12, "decoder": 12},
-    "marian": {"encoder": 6, "decoder": 6},
-    "pegasus": {"encoder": 16, "decoder": 16},
-    "t5-large": {"family": "t5", "encoder": 3, "decoder": 4, "d_model": 24, "num_heads": 3},
-    "t5-small": {"family": "t5", "encoder": 2, "decoder": 2},
-    "demo": {"family": "bart", "encoder": 2, "decoder": 4},
+MODELS: dict[str, tuple[str, int, int, dict[str, int]]] = {
+    "bart": ("BART", 12, 12, {}),
+    "pegasus": ("Pegasus", 16, 16, {}),
+    "marian": ("Marian", 6, 6, {}),
+    "mbart": ("mBART", 12, 12, {}),
+    "t5-large": ("T5", 2, 24, {"d_model": 24, "num_heads": 3}),
+    "t5-small": ("T5", 1, 2, {}),
+    "demo": ("BART", 2, 4, {}),
 }
-
-
-def save_models(folder: Path) -> None:
-    texts = (row[field] for row in make_rows(100) for field in ("document", "summary"))
-    tokenizer = train_tokenizer(Tokenizer(kind="bpe", vocabulary=320), "bart", texts)
-    for name, settings in MODELS.items():
-        model = make_model(**({"family": name, "tokenizer": tokenizer, "noise": 0.1} | settings))
-        model.save_pretrained(folder / name)
-        tokenizer.save_pretrained(folder / name)
 
 
 def run_recipe(name: str, folder: Path) -> Run:
     overrides = [override.replace("FOLDER", str(folder)) for override in TINY[name]]
-    overrides += [f"corpus.{override}" for override in [f"train={folder / 'corpus'}", *SMALL]] + QUICK
+    overrides += [f"{key}={value}" for key, value in ({"corpus.train": str(folder / "corpus")} | SMALL).items()]
     recipe = load_recipe(ROOT / "jobs" / "recipes" / f"{name}.yaml", overrides)
     check_recipe(recipe)
     run = open_run(recipe, folder / "runs")
     for stage in stages(run):
-        if stage.job in JOBS:
-            labels = stage.subject if isinstance(stage.subject, LabelSet) else None
-            JOBS[stage.job](Arguments(run, stage.member, labels=labels))
-            assert stage.is_complete(), stage.name
+        labels = stage.subject if isinstance(stage.subject, LabelSet) else None
+        JOBS[stage.job](Arguments(run, stage.member, labels=labels))
+        assert stage.is_complete(), stage.name
     return run
 
 
-def run_all(world: World, folder: str) -> None:
-    for name in TINY:
+def run_all(world: World, folder: str, names: list[str]) -> None:
+    start_from_a_fork_server()
+    for name in names:
         run_recipe(name, Path(folder))
 
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Half of the recipes in each of two processes, which know nothing of each other."""
     folder = tmp_path_factory.mktemp("recipes")
     write_corpus(folder / "corpus", train=12)
-    save_models(folder)
-    run_distributed(run_all, 1, str(folder))
+    for name, (kind, encoder, decoder, sizes) in MODELS.items():
+        save_tiny(folder / name, kind, encoder, decoder, noise=0.1, **sizes)
+    halves = [list(TINY)[::2], list(TINY)[1::2]]
+    with concurrent.futures.ThreadPoolExecutor() as threads:
+        list(threads.map(lambda names: run_distributed(run_all, 1, str(folder), names, timeout=900), halves))
     return folder / "runs"
 
 
@@ -123,14 +134,21 @@ def losses_of(run: Path, student: str) -> dict[str, float]:
 @pytest.mark.parametrize(
     ("recipe", "student", "terms"),
     [
-        ("kd-bart-xsum-12-6", "kd-12-6", {"cross_entropy", "kl", "hidden_decoder"}),
-        ("kd-marian-en-ro-6-3", "kd-6-3", {"cross_entropy", "kl", "hidden_decoder"}),
-        ("kd-pegasus-xsum-16-4", "kd-16-4", {"cross_entropy", "kl", "hidden_decoder"}),
-        ("kd-t5-small-from-large", "t5-small", {"cross_entropy", "kl", "hidden_decoder", "hidden_encoder"}),
+        *[("bart-xsum", f"sft-{depths}", set()) for depths in ("12-3", "12-6", "12-1", "9-6", "6-6")],
+        ("bart-xsum", "kd-12-6", {"cross_entropy", "kl", "hidden_decoder"}),
+        *[("bart-cnn", f"sft-{depths}", set()) for depths in ("12-6", "12-3", "6-6")],
+        *[(f"pegasus-{corpus}", "sft-16-4", set()) for corpus in ("xsum", "cnn")],
+        *[(f"pegasus-{corpus}", "kd-16-4", {"cross_entropy", "kl", "hidden_decoder"}) for corpus in ("xsum", "cnn")],
+        ("marian-en-ro", "sft-6-3", set()),
+        ("marian-en-ro", "kd-6-3", {"cross_entropy", "kl", "hidden_decoder"}),
+        *[("mbart-en-ro", f"sft-{depths}", set()) for depths in ("12-3", "12-6")],
+        ("t5-large", "sft-24-6", set()),
+        ("t5-large", "kd-24-6", {"cross_entropy", "kl", "hidden_decoder"}),
+        ("t5-large", "t5-small", {"cross_entropy", "kl", "hidden_decoder", "hidden_encoder"}),
         ("demo-kd", "kd-2-2", {"cross_entropy", "kl", "hidden_decoder"}),
         ("demo-kd", "sft-2-2", set()),
-        ("pl-bart-xsum-12-3", "pl-12-3", set()),
-        ("pl-bart-xsum-12-3", "kd-on-labels-12-3", {"cross_entropy", "kl", "hidden_decoder"}),
+        ("bart-xsum-labels", "pl-12-3", set()),
+        ("bart-xsum-labels", "kd-on-labels-12-3", {"cross_entropy", "kl", "hidden_decoder"}),
         ("demo-pl", "both-2-1", set()),
         *[
             ("demo-training", student, set())
@@ -150,3 +168,10 @@ def test_every_recipe_trains_with_its_terms(finished: Path, recipe: str, student
 def test_all_students_of_a_cached_teacher_read_the_same_files(finished: Path) -> None:
     caches = sorted(path.name for path in (finished / "demo-kd-cached" / "teachers" / "hidden" / "cache").iterdir())
     assert caches[0] == "head.safetensors" and len(caches) == 1 + 2 * 4
+
+
+@pytest.mark.parametrize("recipe", TINY)
+def test_every_recipe_ends_with_its_report(finished: Path, recipe: str) -> None:
+    report = (finished / recipe / "report" / "report.md").read_text(encoding="utf-8")
+    students = [folder.name for folder in (finished / recipe / "students").iterdir()]
+    assert students and all(f"| student {student} |" in report for student in students)
