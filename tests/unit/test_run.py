@@ -237,6 +237,6 @@ def test_teacher_folders_are_checked(tmp_path: Path) -> None:
         with pytest.raises(InputError, match=message):
             check_recipe(parse_recipe(recipe(teachers={"t": {"model": str(tmp_path / "bad")}})))
     with pytest.raises(
-        InputError, match="model type 'gpt2' is not known; expected one of bart, marian, mbart, pegasus, t5"
+        InputError, match="model type 'gpt2' is not known; expected one of bart, longt5, .*, t5"
     ):
         check_recipe(parse_recipe(recipe(teachers={"t": {"model": str(folder)}})))

@@ -71,7 +71,7 @@ def test_hidden_states_give_the_loss_of_the_live_teacher(family: str, tokenizer:
         loss, terms = score(student, cached, tokens, pad, **objective)
         expected_loss, expected = score(student, live, tokens, pad, **objective)
         assert min(expected) > 1e-3
-        assert loss == pytest.approx(expected_loss, rel=1e-6) and terms == pytest.approx(expected, rel=2e-6)
+        assert loss == pytest.approx(expected_loss, rel=1e-6) and terms == pytest.approx(expected, rel=5e-6)
 
 
 @pytest.mark.parametrize("direction", ["forward", "reverse", "jensen_shannon"])
