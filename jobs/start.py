@@ -11,11 +11,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, NoReturn
 
+from distill.changes import open_run
 from distill.errors import InputError
 from distill.preemption import GRACE_VARIABLE, VERDICT_VARIABLE, StopFlag, StoppedError, end_of_job
 from distill.preflight import check_recipe
 from distill.recipe_file import load_recipe
-from distill.run import LabelSet, Member, Run, Split, open_run
+from distill.run import LabelSet, Member, Run, Split
 from distill.stages import shard_name, stage_name
 
 EXIT_INPUT, EXIT_STOPPED, EXIT_FAILURE = 2, 75, 100  # srun tells the highest of its ranks: a failure must be above 75

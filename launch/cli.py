@@ -9,13 +9,14 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from distill.changes import check_unchanged
 from distill.errors import InputError
 from distill.preemption import StopFlag, StoppedError
 from distill.preflight import check_recipe
 from distill.reading import sources
 from distill.recipe import Recipe
 from distill.recipe_file import load_recipe
-from distill.run import Run, check_unchanged
+from distill.run import Run
 from launch import local, overview, slurm, status
 from launch.cancel import cancel
 from launch.doctor.command import examine_cluster, examine_this_machine

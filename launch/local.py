@@ -18,10 +18,11 @@ from typing import IO, Any
 
 from rich.console import Console
 
+from distill.changes import open_run
 from distill.errors import InputError
 from distill.files import check_writable
 from distill.preemption import END_VARIABLE, GRACE_VARIABLE, SIGNALS, StopFlag, end_of_job
-from distill.run import Run, open_run
+from distill.run import Run
 from distill.stages import Stage, stages
 from launch.command import command
 from launch.lock import LockLostError, RunLock

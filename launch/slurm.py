@@ -9,10 +9,11 @@ from typing import Any
 
 from rich.console import Console
 
+from distill.changes import open_run, refuse_changes
 from distill.errors import InputError
 from distill.files import check_writable
 from distill.recipe_file import load_recipe
-from distill.run import Run, open_run, refuse_changes
+from distill.run import Run
 from distill.stages import Stage, shard_name, stages
 from launch.command import command
 from launch.lock import RunLock

@@ -8,10 +8,11 @@ import pytest
 import torch
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 
+from distill.changes import open_run
 from distill.distributed import World
 from distill.files import read_json, read_jsonl
 from distill.recipe_file import parse_recipe
-from distill.run import LabelSet, Run, open_run
+from distill.run import LabelSet, Run
 from distill.stages import Stage, stages
 from jobs.benchmark import benchmark
 from jobs.evaluate import evaluate

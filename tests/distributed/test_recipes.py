@@ -6,11 +6,12 @@ from typing import Any
 
 import pytest
 
+from distill.changes import open_run
 from distill.distributed import World
 from distill.files import read_jsonl
 from distill.preflight import check_recipe
 from distill.recipe_file import load_recipe
-from distill.run import LabelSet, Run, open_run
+from distill.run import LabelSet, Run
 from distill.stages import stages
 from jobs.benchmark import benchmark
 from jobs.cache import cache_teacher

@@ -9,6 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
+from distill.changes import open_run
 from distill.corpus import prepare_corpus, prepare_documents
 from distill.data import encoder_of, load_training_data, repeated, training_tokens
 from distill.errors import InputError
@@ -18,7 +19,7 @@ from distill.labels import best, label_writer, merge_labels
 from distill.preflight import check_recipe
 from distill.recipe import BestOf, Labels
 from distill.recipe_file import parse_recipe
-from distill.run import Run, open_run
+from distill.run import Run
 from distill.sections import Generation
 from distill.task import label_task
 from distill.tokens import Encoder

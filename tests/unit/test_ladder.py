@@ -36,7 +36,7 @@ RUNGS = [
         "folder",
     },
     {"run", "plan", "distillation", "checkpoint", "student", "claim"},
-    {"reading", "search", "shards", "weights_and_biases", "head"},
+    {"reading", "search", "changes", "shards", "weights_and_biases", "head"},
     {"stages", "tracking", "preflight", "tokens", "corpus", "objective", "generation"},
     {"pretrained", "ctranslate", "summaries", "batching"},
     {"data", "speed", "report", "teacher"},

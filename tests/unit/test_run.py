@@ -6,11 +6,12 @@ from typing import Any
 
 import pytest
 
+from distill.changes import open_run
 from distill.errors import InputError
 from distill.files import append_jsonl, write_json
 from distill.preflight import check_folder, check_recipe
 from distill.recipe_file import parse_recipe
-from distill.run import Run, open_run
+from distill.run import Run
 from distill.stages import benchmark_is_current, stages
 from launch.local import processes_here
 from launch.state import stage_state
@@ -236,7 +237,5 @@ def test_teacher_folders_are_checked(tmp_path: Path) -> None:
         (tmp_path / "bad" / "config.json").write_text(text)
         with pytest.raises(InputError, match=message):
             check_recipe(parse_recipe(recipe(teachers={"t": {"model": str(tmp_path / "bad")}})))
-    with pytest.raises(
-        InputError, match="model type 'gpt2' is not known; expected one of bart, longt5, .*, t5"
-    ):
+    with pytest.raises(InputError, match="model type 'gpt2' is not known; expected one of bart, longt5, .*, t5"):
         check_recipe(parse_recipe(recipe(teachers={"t": {"model": str(folder)}})))

@@ -12,6 +12,7 @@ import pytest
 import torch
 import yaml
 
+from distill.changes import open_run
 from distill.data import encoder_of, load_gold_tokens
 from distill.distributed import World
 from distill.engine import LiveTeacher
@@ -19,7 +20,7 @@ from distill.errors import InputError
 from distill.objective import ScoredStudent, TeacherSource
 from distill.pretrained import load_model, load_tokenizer, train_tokenizer
 from distill.recipe_file import load_recipe
-from distill.run import Member, Run, open_run
+from distill.run import Member, Run
 from distill.scoring import cache_contents, scored_student
 from distill.sections import Tokenizer
 from distill.student import save_model

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from distill import distributed
+from distill.changes import open_run
 from distill.corpus import prepare_corpus, read_split
 from distill.data import fixed_sample
 from distill.errors import InputError
@@ -15,7 +16,7 @@ from distill.generation import HuggingFace, generation_config
 from distill.preemption import StopFlag, StoppedError
 from distill.pretrained import load_model, load_tokenizer
 from distill.recipe_file import dump_recipe, parse_recipe, parse_yaml
-from distill.run import Run, open_run
+from distill.run import Run
 from distill.scores import corpus_scores
 from distill.search import best_point, points
 from distill.sections import Generation, Search
