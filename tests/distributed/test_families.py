@@ -23,7 +23,7 @@ from jobs.shrink import shrink_teacher
 from jobs.start import Arguments
 from jobs.train import train
 from tests.conftest import make_rows, write_corpus
-from tests.distributed.harness import run_distributed, start_from_a_fork_server
+from tests.distributed.harness import benchmark_by_forks, run_distributed
 from tests.tiny import KINDS, save_tiny
 
 pytestmark = pytest.mark.distributed
@@ -115,7 +115,7 @@ def run_families(world: World, folder_name: str) -> None:
     gc.freeze()  # DeepSpeed collects at every start at ZeRO 3; the libraries need not be looked through each time
     for name in KINDS:
         run_stages(world, family_run(folder, name), {*JOBS} - {"benchmark"})
-    start_from_a_fork_server()
+    benchmark_by_forks()
     run_stages(world, benchmark_run(folder), {"prepare", "benchmark"})
 
 

@@ -26,7 +26,7 @@ from jobs.start import Arguments
 from jobs.teacher import make_teacher
 from jobs.train import train
 from tests.conftest import ROOT, write_corpus
-from tests.distributed.harness import run_distributed, start_from_a_fork_server
+from tests.distributed.harness import benchmark_by_forks, run_distributed
 from tests.tiny import save_tiny
 
 pytestmark = pytest.mark.distributed
@@ -109,7 +109,7 @@ def run_recipe(name: str, folder: Path) -> Run:
 
 
 def run_all(world: World, folder: str, names: list[str]) -> None:
-    start_from_a_fork_server()
+    benchmark_by_forks()
     for name in names:
         run_recipe(name, Path(folder))
 
@@ -162,7 +162,7 @@ def losses_of(run: Path, student: str) -> dict[str, float]:
 def test_every_recipe_trains_with_its_terms(finished: Path, recipe: str, student: str, terms: set[str]) -> None:
     found = losses_of(finished / recipe, student)
     assert {name for name in found if name == "kl" or name.startswith(("cross", "hidden"))} == terms
-    assert all(0 < found[name] < 20 for name in terms | {"loss"})
+    assert all(0 < found[name] < 40 for name in terms | {"loss"})
     assert (finished / recipe / "students" / student / "final" / "model.safetensors").exists()
 
 
