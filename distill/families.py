@@ -98,7 +98,7 @@ def shape_of(config: Mapping[str, Any], where: str) -> Shape:
         model_type=config["model_type"],
         encoder_layers=encoder_layers,
         # T5 configs leave the decoder's depth out where it equals the encoder's.
-        decoder_layers=config.get(family.decoder_depth) or encoder_layers,
+        decoder_layers=_field({family.decoder_depth: encoder_layers} | _given(config), family.decoder_depth, where),
         width=_field(config, family.width, where),
         vocabulary=_field(config, "vocab_size", where),
         positions=_field(config, family.positions, where) if family.positions else None,
@@ -137,6 +137,10 @@ def first_layer_key(family: Family, key: str) -> str:
     for prefix in (family.encoder_layer, family.decoder_layer):
         key = re.sub("^" + re.escape(prefix) + r"\d+\.", f"{prefix}0.", key)
     return key
+
+
+def _given(config: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in config.items() if value is not None}
 
 
 def _field(config: Mapping[str, Any], name: str, where: str) -> int:

@@ -1,0 +1,400 @@
+"""The table of bad input: what is done to a good recipe, corpus, model or machine, what is said of it, the exit code.
+
+Every row runs a command that users type (in a forked process), and comes before anything is computed: it is refused by
+`launch run --dry-run`, or, where a file must be read or a model loaded, by `jobs.prepare`. Nothing half-written stays.
+"""
+
+import functools
+import json
+import shutil
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForSeq2SeqLM, BartForCausalLM, T5EncoderModel
+
+from distill.corpus import read_split
+from distill.files import read_json, write_json
+from distill.tokens import Encoder
+from tests.conftest import make_rows, write_corpus
+from tests.forked import run_forked
+from tests.tiny import KINDS, save_tiny
+
+RECIPE: dict[str, Any] = {
+    "name": "bad",
+    "corpus": {"train": "corpus", "max_target_tokens": 12},
+    "teachers": {"t": {"model": "./model"}},
+    "students": {"s": {"teacher": "t", "decoder_layers": 2}},
+    "train": {"steps": 4},
+}
+SCRATCH = "{family: bart, width: 16, encoder_layers: 2, decoder_layers: 4, heads: 2, feed_forward: 24, positions: 64}"
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """The folder of a tiny teacher by the name of its kind, made once."""
+    return functools.cache(lambda kind: save_tiny(tmp_path_factory.mktemp("models") / kind, kind))
+
+
+@pytest.fixture
+def place(tmp_path: Path, models: Callable[[str], Path]) -> Path:
+    """A folder with a good recipe, corpus and model."""
+    write_corpus(tmp_path / "corpus")
+    shutil.copytree(models("BART"), tmp_path / "model")
+    (tmp_path / "r.yaml").write_text(yaml.safe_dump(RECIPE), encoding="utf-8")
+    return tmp_path
+
+
+def dry_run(place: Path, *overrides: str, **how: Any) -> subprocess.CompletedProcess[str]:
+    return run_forked("launch", "run", "r.yaml", *overrides, "--dry-run", cwd=place, **how)
+
+
+def prepare(place: Path, *overrides: str, **how: Any) -> subprocess.CompletedProcess[str]:
+    return run_forked("jobs.prepare", "r.yaml", *overrides, cwd=place, **how)
+
+
+def refused(result: subprocess.CompletedProcess[str], place: Path, *said: str, code: int = 2) -> None:
+    assert result.returncode == code, result.stdout + result.stderr
+    for part in said:
+        assert part in " ".join(result.stderr.split()), result.stderr
+    assert "Traceback" not in result.stderr, result.stderr
+    left = [
+        path for path in (place / "runs").rglob("*") if ".partial" in path.name or path.name in ("corpus", "tokens")
+    ]
+    assert left == []
+
+
+def test_what_is_good_is_not_refused(place: Path) -> None:
+    assert dry_run(place).returncode == 0
+    result = prepare(place)
+    assert result.returncode == 0 and (place / "runs" / "bad" / "tokens").exists(), result.stderr
+
+
+# ------------------------------------------------------------------------------------------------ recipes
+
+FILES: dict[str, tuple[bytes, str]] = {
+    "empty": (b"", "r.yaml holds NoneType, expected a mapping with the keys name, corpus, teachers"),
+    "a list": (b"- name: x", "holds list, expected a mapping"),
+    "tabs": (b"name: x\n\tcorpus: y", "found character '\\t' that cannot start any token"),
+    "a picture": (b"\x89PNG\r\n\x1a\n\x00", "not valid YAML: 'utf-8' codec can't decode byte 0x89"),
+    "latin-1": ("name: café".encode("latin1"), "codec can't decode byte 0xe9 in position 9"),
+    "UTF-16": ("name: x".encode("utf16"), "codec can't decode byte 0xff"),
+    "a NUL": (b"name: x\x00", "special characters are not allowed"),
+    "two documents": (b"name: x\n---\nname: y", "expected a single document"),
+    "the same key twice": (b"train: {steps: 1, steps: 2}", "the key 'steps' stands twice"),
+    "a key that is a list": (b"[a]: 1", "found unhashable key"),
+    "aliases of aliases": (
+        b"a: &a [1,1,1,1,1,1,1,1,1,1]\n"
+        + b"".join(b"%c: &%c [%s]\n" % (c, c, b",".join([b"*%c" % (c - 1)] * 10)) for c in b"bcdefgh")
+        + b"name: *h",
+        "its aliases (*name) make it more than 100000 values",
+    ),
+    "a block that holds itself": (b"teachers: &t {t: *t}", "its aliases (*name) make it more than 100000 values"),
+    "code": (b"name: !!python/object/apply:os.getcwd []", "could not determine a constructor for the tag"),
+    "a date that is none": (b"name: 2020-13-45", "r.yaml is not valid YAML: month must be in 1..12"),
+    "a number of 5000 digits": (b"seed: " + b"9" * 5000, "not valid YAML: Exceeds the limit"),
+    "endless nesting": (b"a: " + b"[" * 1500, "not valid YAML: maximum recursion depth exceeded"),
+    "a lone surrogate": (b'name: "x\\ud800"', "name: 'x\\ud800' given"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_file_that_is_no_recipe(name: str, place: Path) -> None:
+    content, said = FILES[name]
+    (place / "r.yaml").write_bytes(content)
+    refused(dry_run(place), place, said)
+    assert not (place / "runs").exists()
+
+
+OVERRIDES: dict[str, str] = {
+    "trian={}": "trian: unknown key; did you mean 'train'?",
+    "train.stpes=3": "train.stpes: unknown key; did you mean 'steps'?",
+    "learning_rate=3": "learning_rate: unknown key; did you mean 'train.learning_rate'?",
+    "steps": "'steps' given, expected key=value",
+    "name.x=3": "name holds a value, not a block of keys",
+    "train.steps=[1": "'[1' is not a YAML value",
+    "seed=2020-13-45": "'2020-13-45' is not a YAML value",
+    "train.learning_rate=fast": "train.learning_rate: 'fast' given; input should be a valid number",
+    "train.learning_rate=.nan": "nan given; input should be a finite number",
+    "train.learning_rate=-1": "-1 given; input should be greater than 0",
+    "train.learning_rate=true": "True given; a number is expected, not true or false",
+    "train.warmup_steps=.inf": "inf given; input should be a finite number",
+    "train.warmup_steps=true": "train.warmup_steps: True given; a number is expected",
+    "train.dropout=false": "train.dropout: False given; a number is expected",
+    "train.zero_stage=true": "train.zero_stage: True given; a number is expected",
+    "seed=true": "seed: True given; a number is expected",
+    "seed=99999999999": "input should be less than 2147483648",
+    "train.steps=1000000000000000000000000": "train.steps: 1000000000000000000000000 given; input should be less than",
+    "train.steps=1.5": "got a number with a fractional part",
+    "train.epochs=2": "train: give one of steps and epochs, and null for the other",
+    "train={}": "train: give one of steps and epochs",
+    "train=5": "train: 5 given; expected a block with the keys batch_examples",
+    "train.precision=fp16": "use bf16 (on GPUs that have it) or fp32",
+    "train.optimizer=adafactor": "adafactor needs zero_stage 0",
+    "evaluate.search.num_beams=[0]": "evaluate.search.num_beams.0: 0 given; input should be greater than 0",
+    "evaluate.generation.length_penalty=.nan": "nan given; input should be a finite number",
+    "labels.l={}": "labels.l: 'l' is not among the teachers; expected one of t",
+    "labels.t.teacher=nobody": "labels.t.teacher: 'nobody' is not among the teachers; expected one of t",
+    "students.s.teacher=nobody": "students.s.teacher: 'nobody' is not among the teachers; expected one of t",
+    "students.s.train_on=[nothing]": "'nothing' is not among gold and the labels; expected one of gold",
+    "students.s.decoder_layers=0": "decoder_layers: 0 given; input should be greater than 0",
+    "students.s.decoder_layers=4": "4 layers asked for, but the teacher has 3. Expected 1 to 3; choose a smaller student",
+    "students.s.encoder_layers=[0, 3]": "layers [3] are out of range; the teacher's layers are 0 to 2. Change the list",
+    "students.s.decoder_layers=[1, 1]": "[1, 1] given, expected at least one layer, in rising order, each once",
+    "students.s.decoder_layers=[true, 2]": "True given; a number is expected",
+    "students={../x: {teacher: t}}": "'../x' given; string should match pattern",
+    "students.s=null": "students.s: None given; expected a block with the keys teacher, model",
+    "name=../x": "name: '../x' given; string should match pattern",
+    "name=a/b": "name: 'a/b' given; string should match pattern",
+    "teachers={}": "teachers: dictionary should have at least 1 item",
+    "teachers.t.prefix=5": "teachers.t.prefix: 5 given; input should be a valid string",
+    "teachers.t.languages.source=en": "teachers.t.languages.target: missing, expected a value",
+    f"teachers.t={{architecture: {SCRATCH}, tokenizer: {{kind: bpe, vocabulary: 300}}, train: {{}}, "
+    "languages: {source: en, target: ro}}": "one from scratch knows none: remove them",
+    "teachers.t.model=./nowhere": "teachers.t.model: nowhere is no folder; expected one written by save_pretrained",
+    "corpus=null": "corpus: None given; expected a block with the keys train",
+    "corpus.train=nowhere.jsonl": "'nowhere.jsonl' given, but there is no such file or folder",
+    "corpus.train=r.yaml": "expected a file that ends in .jsonl",
+    "corpus.train=": "corpus.train: None given; input should be a valid string",
+    "corpus.max_source_tokens=65": "65 given, but teacher t has 64 positions. Expected at most 64; lower it",
+    "corpus.max_examples.tset=3": "'tset' given; input should be 'train', 'validation' or 'test'",
+    "wandb.project=''": "wandb.project: '' given; string should have at least 1 character",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("override", OVERRIDES)
+def test_a_recipe_that_is_wrong(override: str, place: Path) -> None:
+    result = dry_run(place, override)
+    refused(result, place, OVERRIDES[override])
+    assert result.stderr.count(OVERRIDES[override]) <= 1, "once, however many members inherit it"
+    assert not (place / "runs").exists()
+
+
+def test_numbers_as_texts_are_numbers_and_any_folder_will_do(place: Path) -> None:
+    other = place / "a folder of \u00e9\u4e2d's"
+    other.mkdir()
+    for name in ("corpus", "model", "r.yaml"):
+        shutil.move(place / name, other / name)
+    result = prepare(other, 'train.learning_rate="3e-4"', 'train.steps="7"', "--runs", "r u n s \u4e2d")
+    assert result.returncode == 0, result.stderr
+    assert "steps: 7\n" in (other / "r u n s \u4e2d" / "bad" / "recipe.yaml").read_text(encoding="utf-8")
+
+
+# ------------------------------------------------------------------------------------------------ corpora
+
+
+def lines(*rows: Any) -> bytes:
+    return b"\n".join(row if isinstance(row, bytes) else json.dumps(row).encode() for row in rows)
+
+
+def parquet(**columns: list[Any]) -> bytes:
+    sink = pa.BufferOutputStream()
+    pq.write_table(pa.table(columns), sink)
+    return sink.getvalue().to_pybytes()
+
+
+GOOD = make_rows(12)
+CORPORA: dict[str, tuple[str, bytes, str]] = {
+    "wrong columns": (
+        "jsonl", lines(*({"text": r["document"], "gist": "x"} for r in GOOD)),
+        "line 1: no field 'document'; its fields are 'text', 'gist'. Set corpus.document and corpus.summary",
+    ),
+    "a column that ends": ("jsonl", lines(*GOOD, {"document": "x"}), "line 13: no field 'summary'"),
+    "texts, then a number": ("jsonl", lines(*GOOD, GOOD[0] | {"document": 5}), "line 13: 'document' is int, expected a text"),
+    "texts, then true": ("jsonl", lines(*GOOD, GOOD[0] | {"summary": True}), "line 13: 'summary' is bool, expected a text"),
+    "texts, then an object": ("jsonl", lines(*GOOD, GOOD[0] | {"document": {"a": 1}}), "line 13: 'document' is dict"),
+    "texts, then a list of texts": ("jsonl", lines(*GOOD, GOOD[0] | {"document": ["a"]}), "line 13: 'document' is list"),
+    "texts, then a list of numbers": ("jsonl", lines(*GOOD, GOOD[0] | {"summary": ["a", 3]}), "'summary[1]' is int"),
+    "mostly null": ("jsonl", lines(*GOOD[:3], *[GOOD[0] | {"summary": None}] * 4), "4 of 7 rows of the train split"),
+    "not an object": ("jsonl", lines(*GOOD, [1]), "line 13: list given, expected an object"),
+    "not JSON": ("jsonl", lines(*GOOD, b"{'a': 1}"), "line 13: not JSON"),
+    "NaN in an unused field": ("jsonl", lines(GOOD[0] | {"document": float("nan")}), "'document' is float"),
+    "a NUL byte": ("jsonl", lines(*GOOD, b'{"document": "x\\u0000y", "summary": "z"}'), "line 13: a NUL character at character 1"),
+    "NUL bytes of a torn file": ("jsonl", lines(*GOOD, bytes(4096)), "line 13: not JSON"),
+    "a lone surrogate": ("jsonl", lines(b'{"document": "x", "summary": "a\\ud83d"}'), "a lone surrogate '\\ud83d', half of a character"),
+    "an id with a NUL": ("jsonl", lines(GOOD[0] | {"id": "a\x00"}), "a NUL character"),
+    "latin-1": ("jsonl", lines(*GOOD, '{"document": "é"}'.encode("latin1")), "is not UTF-8. Expected UTF-8 text; convert the file"),
+    "UTF-16": ("jsonl", '{"document": "x"}'.encode("utf16"), "line 1: byte 0 (0xff) is not UTF-8"),
+    "all documents equal": ("jsonl", lines(*[GOOD[0]] * 9), "all 9 documents of the train split"),
+    "empty": ("jsonl", b"", "is empty; expected at least one example"),
+    "a NUL in CSV": ("csv", b"document,summary\nx\x00,y\n", "a NUL character at character 1"),
+    "a row too long": ("csv", b"document,summary\nx,y\nx,y,z\n", "line 3: 3 fields, but the first line names 2"),
+    "an open quote": ("csv", b'document,summary\n"x,y', "line 2: not CSV (unexpected end of data)"),
+    "semicolons": ("csv", b"document;summary\nx;y\n", "no field 'document'; its fields are 'document;summary'"),
+    "numbers": ("parquet", parquet(document=[1, 2], summary=["a", "b"]), "row 1: 'document' is int, expected a text"),
+    "lists": ("parquet", parquet(document=["x"], summary=[[1, 2]]), "row 1: 'summary[0]' is int"),
+    "objects": ("parquet", parquet(document=[{"a": "x"}], summary=["y"]), "'document' is dict, expected a text"),
+    "bytes": ("parquet", parquet(document=[b"x"], summary=["y"]), "'document' is bytes, expected a text"),
+    "only null": ("parquet", parquet(document=[None, None], summary=["y", "z"]), "2 of 2 rows of the train split"),
+    "torn": ("parquet", parquet(document=["x"] * 99, summary=["y"] * 99)[:-9], "Expected a whole parquet file; copy it again"),
+    "no parquet": ("parquet", b"document,summary", "cannot be read"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", CORPORA)
+def test_a_corpus_that_is_wrong(name: str, place: Path) -> None:
+    suffix, content, said = CORPORA[name]
+    (place / "corpus" / "train.jsonl").unlink()
+    (place / "corpus" / f"train.{suffix}").write_bytes(content)
+    refused(prepare(place), place, said)
+
+
+# ------------------------------------------------------------------------------------------------ models
+
+
+def config(folder: Path, **changes: Any) -> None:
+    write_json(folder / "config.json", read_json(folder / "config.json") | changes)
+
+
+def tokenizer_config(folder: Path, **changes: Any) -> None:
+    write_json(folder / "tokenizer_config.json", read_json(folder / "tokenizer_config.json") | changes)
+
+
+def weights(folder: Path, change: Callable[[dict[str, torch.Tensor]], Any]) -> None:
+    tensors = load_file(folder / "model.safetensors")
+    change(tensors)
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def torn(name: str) -> Callable[[Path, Any], None]:
+    return lambda folder, _: (folder / name).write_bytes((folder / name).read_bytes()[:1000]) and None
+
+
+def of(kind: str, *patterns: str) -> Callable[[Path, Any], None]:
+    """Files of another kind of model in this one's folder."""
+    return lambda folder, models: (
+        [shutil.copy(p, folder) for each in patterns for p in models(kind).glob(each)] and None
+    )
+
+
+def other_tokenizer(folder: Path, models: Any) -> None:
+    for path in folder.glob("*token*"):
+        path.unlink()
+    of("T5", "*token*")(folder, models)
+
+
+def in_shards(folder: Path, models: Any) -> None:
+    (folder / "model.safetensors").unlink()
+    AutoModelForSeq2SeqLM.from_pretrained(models("BART")).save_pretrained(folder, max_shard_size="10KB")
+    next(folder.glob("model-00002-of-*")).unlink()
+
+
+def part_of(kind: str, part: Any) -> Callable[[Path, Any], None]:
+    """The weights of the encoder or decoder alone, the config and the tokenizer of both."""
+
+    def save(folder: Path, models: Any) -> None:
+        replace_by(kind)(folder, models)
+        whole = (folder / "config.json").read_bytes()
+        part.from_pretrained(folder).save_pretrained(folder)
+        (folder / "config.json").write_bytes(whole)
+
+    return save
+
+
+def replace_by(kind: str) -> Callable[[Path, Any], None]:
+    def copy(folder: Path, models: Any) -> None:
+        shutil.rmtree(folder)
+        shutil.copytree(models(kind), folder)
+
+    return copy
+
+
+def deepspeed_folder(folder: Path, models: Any) -> None:
+    shutil.rmtree(folder)
+    (folder / "step-00000004").mkdir(parents=True)
+    (folder / "step-00000004" / "mp_rank_00_model_states.pt").touch()
+
+
+MODELS: dict[str, tuple[Callable[[Path, Any], Any], list[str], Callable[..., Any], str]] = {
+    "no tokenizer": (
+        lambda f, _: [p.unlink() for p in f.glob("*token*")], [], dry_run,
+        "has no tokenizer; expected tokenizer.json or spiece.model",
+    ),
+    "no weights": (lambda f, _: (f / "model.safetensors").unlink(), [], dry_run, "has no weights; expected model.safetensors"),
+    "a DeepSpeed checkpoint": (deepspeed_folder, [], dry_run, "model has no config.json; expected config.json in it"),
+    "a decoder alone": (lambda f, _: config(f, model_type="gpt2"), [], dry_run, "model type 'gpt2' is not known; expected one of bart"),
+    "an encoder alone": (lambda f, _: config(f, model_type="bert"), [], dry_run, "model type 'bert' is not known"),
+    "a config that is a list": (lambda f, _: write_json(f / "config.json", []), [], dry_run, "holds list, expected an object"),
+    "a torn config": (lambda f, _: (f / "config.json").write_text("{"), [], dry_run, "config.json is not JSON"),
+    "depths that are texts": (lambda f, _: config(f, decoder_layers="3"), [], dry_run, "decoder_layers='3', expected a whole number"),
+    "weights of another family": (of("T5", "model.safetensors"), [], prepare, "its weights are not those of its config.json"),
+    "weights of like names": (of("Pegasus", "model.safetensors"), [], prepare, "4 are missing (model.decoder.layernorm_embedding.bias"),
+    "a deeper config": (lambda f, _: config(f, decoder_layers=4), [], prepare, "26 are missing (model.decoder.layers.3."),
+    "a flatter config": (lambda f, _: config(f, decoder_layers=2), [], prepare, "26 are of layers that it has not (model.decoder.layers.2."),
+    "other sizes": (lambda f, _: config(f, encoder_ffn_dim=32), [], prepare, "9 have other sizes (model.encoder.layers.0.fc1.bias"),
+    "T5's encoder": (part_of("T5", T5EncoderModel), [], prepare, "are missing (decoder.block.0."),
+    "BART's decoder": (part_of("BART", BartForCausalLM), [], prepare, "are missing (model.encoder."),
+    "no positions": (
+        lambda f, _: weights(f, lambda w: w.pop("model.encoder.embed_positions.weight")), [], prepare,
+        "1 are missing (model.encoder.embed_positions.weight)",
+    ),
+    "NaN": (
+        lambda f, _: weights(f, lambda w: w["model.encoder.layers.1.fc1.bias"].fill_(float("nan"))), [], prepare,
+        "model.encoder.layers.1.fc1.bias holds NaN or infinite numbers",
+    ),
+    "torn weights": (torn("model.safetensors"), [], prepare, "cannot load"),
+    "a missing shard": (in_shards, [], prepare, "model-00002-of-"),
+    "a vocabulary larger than the embedding": (lambda f, _: config(f, vocab_size=99), [], prepare, "tokens, but the model embeds 99"),
+    "another's tokenizer": (other_tokenizer, [], prepare, "has pad_token_id 0, but its config.json 1"),
+    "a torn tokenizer": (torn("tokenizer.json"), [], prepare, "cannot load './model'"),
+    "a tokenizer that is a list": (lambda f, _: write_json(f / "tokenizer.json", []), [], prepare, "cannot load './model'"),
+    "unknown languages": (
+        replace_by("mBART-50"), ["teachers.t.languages={source: en_XX, target: xx_XX}"], prepare,
+        "languages.target: 'xx_XX' given, which the tokenizer of ./model does not know. Expected one of its 52 codes",
+    ),
+    "no languages": (
+        lambda f, m: (replace_by("NLLB")(f, m), tokenizer_config(f, tgt_lang=None)), [], prepare,
+        "its tokenizer writes many languages and none is given. Expected both, under the teacher",
+    ),
+    "languages of a model of one": (lambda f, _: None, ["teachers.t.languages={source: en, target: ro}"], prepare, "Remove them"),
+    "a torn SentencePiece model": (
+        lambda f, m: (replace_by("Marian")(f, m), torn("source.spm")(f, m)), ["corpus.max_source_tokens=32"], prepare,
+        "could not parse ModelProto",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_a_model_that_is_wrong(name: str, place: Path, models: Callable[[str], Path]) -> None:
+    do, overrides, command, said = MODELS[name]
+    do(place / "model", models)
+    refused(command(place, *overrides), place, said)
+
+
+# ------------------------------------------------------------------------------------------------ long documents
+
+SPACED = "the quick brown fox jumps. " * 400_000
+LONG = {"words": SPACED, "no spaces": SPACED.replace(" ", ""), "one letter": "a" * 10_000_000}
+
+
+def test_a_document_of_10_mb_is_no_mistake(place: Path) -> None:
+    rows = [row | {"document": document} for row, document in zip(make_rows(3), LONG.values(), strict=True)]
+    (place / "corpus" / "train.jsonl").write_bytes(lines(*rows))
+    result = prepare(place, timeout=60)
+    assert result.returncode == 0, result.stderr
+    table = read_split(place / "runs" / "bad" / "corpus" / "train.parquet")
+    assert [row["document"] for row in table] == list(LONG.values())
+    manifest = read_json(place / "runs" / "bad" / "corpus" / "manifest.json")
+    assert manifest["splits"]["train"]["document_words"]["max"] == 2_000_000
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_10_mb_are_cut_in_a_moment(kind: str) -> None:
+    """By the tokenizer of every kind, and to the tokens of a text that it reads whole."""
+    encoder = Encoder(KINDS[kind].tokenizer(), 60, 12)
+    began = time.monotonic()
+    ids, cut = encoder(list(LONG.values()), "source")
+    assert time.monotonic() - began < 3, "read whole it takes minutes"
+    assert cut == [True] * 3 and [len(row) for row in ids] == [60] * 3
+    assert ids == encoder([text[:3000] for text in LONG.values()], "source")[0]
+    few = "fox" + 5000 * " " + "dog"
+    own = encoder.tokenizer(few, truncation=True, max_length=60)["input_ids"]
+    assert encoder([few], "source")[0] == [own], "many characters, perhaps few tokens"
