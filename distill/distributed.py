@@ -90,6 +90,15 @@ def launched_ranks(environment: Mapping[str, str]) -> dict[str, str]:
         missing = [k for k in ("WORLD_SIZE", "LOCAL_RANK") if k not in environment]
         if missing:
             raise InputError(_missing(environment, missing))
+        for k in ("RANK", "WORLD_SIZE", "LOCAL_RANK"):
+            if not environment[k].isdecimal():
+                raise InputError(
+                    f"{k}={environment[k]!r} in the environment, expected a whole number from 0; unset RANK."
+                )
+        if int(environment["RANK"]) >= int(environment["WORLD_SIZE"]):
+            raise InputError(
+                f"RANK={environment['RANK']} in the environment, expected less than {environment['WORLD_SIZE']}, the WORLD_SIZE."
+            )
         known = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
         return {k: environment[k] for k in known if k in environment}
     if "SLURM_STEP_NUM_TASKS" in environment:  # set by srun only, never in a bare batch script

@@ -113,13 +113,17 @@ class Engine:
             partial.mkdir(parents=True)
         self.world.barrier()
         client_state = {STATE: state, UNIVERSAL_CHECKPOINT_INFO: UNIVERSAL_INFO}
-        self._engine.save_checkpoint(
-            str(checkpoints),
-            tag=partial.name,
-            client_state=client_state,
-            save_latest=False,
-            exclude_frozen_parameters=True,
-        )
+        try:
+            self._engine.save_checkpoint(
+                str(checkpoints),
+                tag=partial.name,
+                client_state=client_state,
+                save_latest=False,
+                exclude_frozen_parameters=True,
+            )
+        except Exception:
+            shutil.rmtree(partial, ignore_errors=True)  # half of it must not keep a full disk full
+            raise
         self.world.barrier()
         size = 0
         if self.world.is_main:

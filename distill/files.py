@@ -120,7 +120,14 @@ def sha256_file(path: Path) -> str:
 
 
 def check_writable(folder: Path) -> None:
-    """Raise InputError where `folder` cannot be made or written to."""
+    """Raise InputError where `folder` cannot be made or written to, or has a name that libraries cannot spell."""
+    try:
+        str(folder).encode()
+    except UnicodeEncodeError:
+        raise InputError(
+            f"the folder {str(folder)!a} has a name that this locale cannot spell. Expected a locale of UTF-8; set "
+            "LC_ALL=C.UTF-8 or PYTHONUTF8=1, or choose another name."
+        ) from None
     try:
         folder.mkdir(parents=True, exist_ok=True)
         probe = folder / f".write-probe-{_unique()}"

@@ -1,7 +1,12 @@
 """Datasets of the Hugging Face hub, by name: from the hub, or from this machine's cache. `datasets` is imported late."""
 
 import errno
+import logging
+import os
 import re
+import ssl
+import urllib.error
+import urllib.request
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +18,9 @@ from distill.sections import Corpus
 
 NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
 ROWS = 512  # held at a time
+PATIENCE_SECONDS = 5
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -91,6 +99,27 @@ class Hub:
                 f"{reason} Expected a path, or a name that this machine can reach or has in its cache; "
                 "without a network load it elsewhere, write its splits with to_parquet, and give their folder."
             ) from error
+
+
+def work_offline_if_cut_off() -> None:
+    """Ask the hub for nothing, and use this machine's cache, where it does not answer: its libraries would try each of
+    many files again and again. To be called before they are imported."""
+    if "HF_HUB_OFFLINE" not in os.environ and not _answers(os.environ.get("HF_ENDPOINT", "https://huggingface.co")):
+        log.warning("the hub does not answer: only what this machine has in its cache can be used")
+        os.environ["HF_HUB_OFFLINE"] = "1"
+
+
+def _answers(address: str) -> bool:
+    """True also for an answer that is an error, or one whose certificate this Python does not trust."""
+    try:
+        urllib.request.urlopen(address, timeout=PATIENCE_SECONDS).close()  # noqa: S310 - the user's own
+    except urllib.error.HTTPError:
+        return True
+    except urllib.error.URLError as error:
+        return isinstance(error.reason, ssl.SSLError)
+    except OSError:
+        return False
+    return True
 
 
 def hub_dataset(corpus: Corpus) -> Hub | None:

@@ -8,6 +8,7 @@ from typing import Any
 from distill.distillation import distillation, student_layers
 from distill.errors import InputError
 from distill.families import Shape, shape_of
+from distill.hub import hub_dataset
 from distill.reading import documents_source
 from distill.recipe import Recipe, Teacher
 from distill.sections import Architecture
@@ -25,6 +26,12 @@ WEIGHT_FILES = (
 def looks_like_folder(model: str) -> bool:
     """True for a path, False for a hub name (NAME or OWNER/NAME that is no folder here)."""
     return Path(model).exists() or model.startswith(("/", ".", "~")) or model.count("/") > 1
+
+
+def needs_hub(recipe: Recipe) -> bool:
+    """True where a model or the corpus is given by its name."""
+    models = [teacher.model for teacher in recipe.teachers.values()] + [s.model for s in recipe.students.values()]
+    return hub_dataset(recipe.corpus) is not None or any(model and not looks_like_folder(model) for model in models)
 
 
 def check_folder(folder: Path) -> None:

@@ -13,14 +13,17 @@ from typing import Literal, NoReturn
 
 from distill.changes import open_run
 from distill.errors import InputError
+from distill.hub import work_offline_if_cut_off
 from distill.preemption import GRACE_VARIABLE, VERDICT_VARIABLE, StopFlag, StoppedError, end_of_job
-from distill.preflight import check_recipe
+from distill.preflight import check_recipe, needs_hub
 from distill.recipe_file import load_recipe
 from distill.run import LabelSet, Member, Run, Split
 from distill.stages import shard_name, stage_name
 
 EXIT_INPUT, EXIT_STOPPED, EXIT_FAILURE = 2, 75, 100  # srun tells the highest of its ranks: a failure must be above 75
-STORAGE_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
+STORAGE_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM)
+# The words of safetensors and of torch's writer, which have no errno.
+STORAGE_WORDS = (*map(os.strerror, STORAGE_ERRORS[:3]), "PytorchStreamWriter failed writing", "unexpected pos")
 
 log = logging.getLogger(__name__)
 
@@ -58,6 +61,8 @@ def main(
         stop.listen()
         recipe = load_recipe(options.recipe, options.overrides)
         check_recipe(recipe)
+        if needs_hub(recipe):
+            work_offline_if_cut_off()
         run = open_run(recipe, Path(options.runs))
         member, labels = _member(run, options), run.label_set(options.labels) if options.labels else None
         _log_to_file(run, name, member or labels, options.shard)
@@ -70,26 +75,33 @@ def main(
     except StoppedError as error:
         log.warning("stopped (%s); what is finished is saved, run the same command again to continue", error)
         _leave(EXIT_STOPPED)
-    except OSError as error:
-        if error.errno not in STORAGE_ERRORS:
+    except Exception as error:
+        reason = _storage_failure(error)
+        if reason is None:
             log.exception("%s failed", name)
             _leave(EXIT_FAILURE)
         log.error(
             "cannot write %s: %s. Nothing that was finished is lost: make room (or the folder writable), and run the same "
             "command again to continue.",
-            error.filename or f"to {options.runs}",
-            error.strerror,
+            getattr(error, "filename", None) or f"to {options.runs}",
+            reason,
         )
-        _leave(EXIT_FAILURE)
-    except Exception:
-        log.exception("%s failed", name)
         _leave(EXIT_FAILURE)
     _leave(0)
 
 
+def _storage_failure(error: Exception) -> str | None:
+    """Why nothing could be written, in a few words; None where it is something else that failed."""
+    if isinstance(error, OSError) and error.errno in STORAGE_ERRORS:
+        return error.strerror or str(error)
+    text = str(error).splitlines()[0] if str(error) else ""
+    return text if any(words in text for words in STORAGE_WORDS) else None
+
+
 def rank() -> int:
     """The number of this process among those of the job, before torch is there to ask."""
-    return int(os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0")))
+    given = os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0"))
+    return int(given) if given.isdecimal() else 0  # what is no number is refused where the ranks come together
 
 
 def _parse(name: str, works_on: str, shards: bool) -> argparse.Namespace:

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -118,6 +119,18 @@ def make_model(
                 parameter.add_(noise * torch.randn_like(parameter))
     model.generation_config = GenerationConfig(num_beams=3, max_new_tokens=7, decoder_start_token_id=start, **ids)
     return model.eval()
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 2 MB."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(disk)], capture_output=True)
+    if mounted.returncode:
+        pytest.skip(f"NO SMALL DISK: only root may mount one here ({mounted.stderr.decode().strip()})")
+    yield disk
+    subprocess.run(["umount", "-l", str(disk)], check=True)
 
 
 def run_command(*command: str, cwd: Path = ROOT, timeout: int = 300) -> subprocess.CompletedProcess[str]:

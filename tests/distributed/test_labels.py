@@ -6,7 +6,6 @@ import re
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -62,18 +61,6 @@ def test_a_label_job_that_is_signalled_stops_at_a_batch_and_goes_on(recipe: Path
     assert job.returncode == 75 and "stopped (SIGUSR1)" in rest and "run the same command again" in rest
     result = label(recipe, tmp_path, 0)
     assert result.returncode == 0 and re.search("continuing after [23] whole batches", result.stderr)
-
-
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of 1 MB."""
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(disk)], capture_output=True)
-    if mounted.returncode:
-        pytest.skip(f"NO SMALL DISK: only root may mount one here ({mounted.stderr.decode().strip()})")
-    yield disk
-    subprocess.run(["umount", "-l", str(disk)], check=True)
 
 
 def label(recipe: Path, runs: Path, shard: int) -> subprocess.CompletedProcess[str]:
