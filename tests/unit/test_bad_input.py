@@ -4,12 +4,16 @@ Every row runs a command that users type (in a forked process), and comes before
 `launch run --dry-run`, or, where a file must be read or a model loaded, by `jobs.prepare`. Nothing half-written stays.
 """
 
+import ctypes
 import functools
 import json
+import os
 import shutil
 import subprocess
+import sys
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +28,7 @@ from transformers import AutoModelForSeq2SeqLM, BartForCausalLM, T5EncoderModel
 from distill.corpus import read_split
 from distill.files import read_json, write_json
 from distill.tokens import Encoder
-from tests.conftest import make_rows, write_corpus
+from tests.conftest import ROOT, make_rows, write_corpus
 from tests.forked import run_forked
 from tests.tiny import KINDS, save_tiny
 
@@ -398,3 +402,128 @@ def test_10_mb_are_cut_in_a_moment(kind: str) -> None:
     few = "fox" + 5000 * " " + "dog"
     own = encoder.tokenizer(few, truncation=True, max_length=60)["input_ids"]
     assert encoder([few], "source")[0] == [own], "many characters, perhaps few tokens"
+
+
+# ------------------------------------------------------------------------------------------------ machines
+
+
+@dataclass(frozen=True)
+class ReadOnly:
+    """Makes a folder read-only for one process, root too."""
+
+    folder: str
+
+    def __call__(self) -> None:
+        assert LIBC.unshare(CLONE_NEWNS) == 0
+        for options in (
+            ["--make-rprivate", "/"],
+            ["--bind", self.folder, self.folder],
+            ["-o", "remount,ro,bind", self.folder],
+        ):
+            subprocess.run(["mount", *options], check=True)
+
+
+def without_wandb() -> None:
+    sys.modules["wandb"] = None  # type: ignore[assignment]
+
+
+LIBC, CLONE_NEWNS = ctypes.CDLL(None), 0x20000
+PREPARE, LAUNCH, EVALUATE = (
+    ("jobs.prepare", "r.yaml"),
+    ("launch", "run", "r.yaml"),
+    ("jobs.evaluate", "r.yaml", "--teacher", "t"),
+)
+MACHINES: dict[str, tuple[tuple[str, ...], dict[str, Any], str]] = {
+    "wandb is not installed": (
+        (*LAUNCH, "wandb.project=x", "--dry-run"), {"before": without_wandb},
+        "wandb: given, but not installed. Run `pip install -e .[wandb]`, or remove the block",
+    ),
+    "runs is a file": ((*PREPARE, "--runs", "r.yaml"), {}, "cannot write to r.yaml/bad: Not a directory"),
+    "an unknown profile": ((*LAUNCH, "--on", "mars"), {}, "--on: 'mars' given, expected 'local' or the file of a profile"),
+    "no process": ((*LAUNCH, "--processes", "0"), {}, "Invalid value for '--processes'"),
+    "a time that is no number": ((*PREPARE, "--time-limit", "nan"), {}, "'nan' given, expected a number above 0"),
+    "a member that is none": ((*EVALUATE[:2], "--teacher", "q"), {}, "'q' is not among the recipe's teachers; expected one of t"),
+    "a rank alone": (EVALUATE, {"environment": {"RANK": "0"}}, "RANK=0 is set but WORLD_SIZE, LOCAL_RANK not"),
+    "a rank that is no number": (
+        EVALUATE, {"environment": {"RANK": "x", "WORLD_SIZE": "2", "LOCAL_RANK": "0"}},
+        "RANK='x' in the environment, expected a whole number from 0",
+    ),
+    "a rank beyond the last": (
+        EVALUATE, {"environment": {"RANK": "2", "WORLD_SIZE": "2", "LOCAL_RANK": "0"}},
+        "RANK=2 in the environment, expected less than 2, the WORLD_SIZE",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", MACHINES)
+def test_a_machine_that_is_wrong(name: str, place: Path) -> None:
+    command, how, said = MACHINES[name]
+    if command == EVALUATE:
+        assert prepare(place, "--runs", "good").returncode == 0
+        command = (*command, "--runs", "good")
+    refused(run_forked(*command, cwd=place, **how), place, said)
+
+
+@pytest.mark.parametrize("command", [PREPARE, LAUNCH])
+def test_a_read_only_run_folder(command: tuple[str, ...], place: Path) -> None:
+    (place / "runs").mkdir()
+    if os.geteuid() != 0:
+        pytest.skip("NO READ-ONLY FOLDER: only root may mount one")
+    result = run_forked(*command, cwd=place, before=ReadOnly(str(place / "runs")))
+    refused(
+        result,
+        place,
+        "cannot write to runs/bad: Read-only file system. Expected a folder this user may write to; choose",
+    )
+
+
+@pytest.mark.parametrize("variable", [{"HOME": "/proc/nowhere"}, {"CUDA_VISIBLE_DEVICES": "garbage"}], ids=str)
+def test_a_machine_that_is_odd_will_do(variable: dict[str, str], place: Path) -> None:
+    result = prepare(place, environment=variable)
+    assert result.returncode == 0, result.stderr
+
+
+def test_a_folder_that_the_locale_cannot_spell(place: Path) -> None:
+    environment = os.environ | {
+        "LC_ALL": "POSIX",
+        "PYTHONUTF8": "0",
+        "PYTHONCOERCECLOCALE": "0",
+        "PYTHONPATH": str(ROOT),
+    }
+    command = [sys.executable, "-m", *PREPARE, "--runs", "r\u00fcns"]
+    result = subprocess.run(command, cwd=place, env=environment, capture_output=True, text=True)
+    refused(result, place, "has a name that this locale cannot spell. Expected a locale of UTF-8; set LC_ALL=C.UTF-8")
+
+
+def test_names_of_the_hub_without_a_network(place: Path) -> None:
+    """In the seconds that imports take, not in minutes of retries; a corpus and a model at once."""
+    cut_off = ["unshare", "--net"] if os.geteuid() == 0 else ["unshare", "--map-root-user", "--net"]
+    if subprocess.run([*cut_off, "true"], capture_output=True).returncode:
+        pytest.skip("NO CUT-OFF MACHINE: network namespaces are not allowed here")
+    environment = {name: value for name, value in os.environ.items() if name != "HF_HUB_OFFLINE"}
+    environment |= {"PYTHONPATH": str(ROOT), "HF_HOME": str(place / "cache")}
+    said = {
+        "teachers.t.model=nobody/nothing": "cannot load 'nobody/nothing'",
+        "corpus.train=nobody/nothing": "'nobody/nothing' is no file or folder here, and as a dataset it cannot be loaded",
+    }
+    began = time.monotonic()
+    jobs = [
+        subprocess.Popen([*cut_off, sys.executable, "-m", *PREPARE, override, "--runs", f"runs{number}"],
+                         cwd=place, env=environment, stderr=subprocess.PIPE, text=True)
+        for number, override in enumerate(said)
+    ]  # fmt: skip
+    hints = (
+        "download the model elsewhere and give its folder",
+        "write its splits with to_parquet, and give their folder",
+    )
+    for job, part, hint in zip(jobs, said.values(), hints, strict=True):
+        _, text = job.communicate(timeout=120)
+        refused(
+            subprocess.CompletedProcess(job.args, job.returncode, "", text),
+            place,
+            "the hub does not answer",
+            part,
+            hint,
+        )
+        assert "Retrying" not in text
+    assert time.monotonic() - began < 60
