@@ -42,8 +42,8 @@ def open_run(recipe: Recipe, runs: Path) -> Run:
 
 
 def check_unchanged(run: Run) -> None:
-    """InputError where the run began with another recipe and has its corpus already."""
-    if run.recipe_file.exists() and run.corpus.exists():
+    """InputError where the run began with another recipe and has, or had, its corpus already."""
+    if run.recipe_file.exists() and (run.corpus.exists() or run.corpus_record.exists()):
         refuse_changes(load_recipe(run.recipe_file), run.recipe, run.folder)
 
 
@@ -97,7 +97,7 @@ def _search_may_change(key: str, begun: Recipe, folder: Path) -> bool:
         return True
     group, name = key.split(".")[:2]
     sets = [LabelSet(each, folder / "labels" / each, settings) for each, settings in begun.labels.items()]
-    labelled = group == "teachers" and any(labels.teacher == name and labels.is_begun() for labels in sets)
+    labelled = group == "teachers" and any(labels.teacher == name and labels.is_decoded() for labels in sets)
     return not labelled and not Member("teachers", name, folder / group / name).has_decoded()
 
 

@@ -70,14 +70,17 @@ def training_tokens(run: Run, encoder: Encoder, train_on: Mapping[str, float]) -
     return Tokens(source, target, cut), ids
 
 
-def tokenize_corpus(run: Run, encoder: Encoder) -> None:
-    """Make the token files of what jobs read whole: both sides of the training split, the documents of the test split."""
-    for table, column in (
-        (run.split("train"), "document"),
-        (run.split("train"), "summary"),
-        (run.split("test"), "document"),
-    ):
-        table_tokens(encoder, table, column, run.tokens)
+def tokenize_corpus(run: Run, encoder: Encoder, teacher: str) -> None:
+    """Make the token files of the documents and gold summaries that `teacher` and its students read whole; those of labels
+    are made by the first training that reads them."""
+    students = {name for name, student in run.recipe.students.items() if student.teacher == teacher}
+    read = {source for name in students for source in run.recipe.students[name].train_on}
+    labels = [one for one in run.label_sets() if one.teacher == teacher or one.name in read]
+    searched = any(run.evaluate_settings(one).search for one in run.members() if one.name in {teacher, *students})
+    documents = {run.split("train"), run.split("test"), *(labelled_documents(run, one) for one in labels)}
+    for table in sorted(documents | ({run.split("validation")} if searched else set())):
+        table_tokens(encoder, table, "document", run.tokens)
+    table_tokens(encoder, run.split("train"), "summary", run.tokens)
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,7 @@
 """Files that appear whole: written under a temporary name, flushed to disk, then renamed."""
 
 import contextlib
+import glob
 import hashlib
 import json
 import os
@@ -17,28 +18,32 @@ REPLACED = ".replaced"
 
 
 @contextlib.contextmanager
-def atomic_file(path: Path) -> Iterator[Path]:
-    """Give a temporary path beside `path`; on success it becomes `path`, on failure it is removed."""
+def atomic_file(path: Path, keep: bool = False) -> Iterator[Path]:
+    """Give a temporary path beside `path`; on success it becomes `path`, on failure it is removed.
+
+    `keep`: a file that stands there by then stays, since others may have mapped it; it must be the same.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f"{path.name}.{_unique()}{PARTIAL}")
     try:
         yield partial
         fsync(partial)
-        partial.replace(path)
-        fsync(path.parent)
+        if not (keep and path.exists()):
+            partial.replace(path)
+            fsync(path.parent)
     finally:
         partial.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager
 def atomic_folder(path: Path) -> Iterator[Path]:
-    """Give an empty temporary folder beside `path`; on success it becomes `path`.
+    """Give an empty temporary folder beside `path`, this process's own; on success it becomes `path`.
 
-    A folder that stood at `path` is replaced. Leftovers of an earlier, killed attempt are removed.
+    A folder that stood at `path` is replaced. Leftovers of earlier, killed attempts are removed.
     """
     restore_replaced(path)
-    partial = path.with_name(path.name + PARTIAL)
-    shutil.rmtree(partial, ignore_errors=True)
+    clear_leftovers(path)
+    partial = path.with_name(f"{path.name}.{_unique()}{PARTIAL}")
     partial.mkdir(parents=True)
     try:
         yield partial
@@ -67,6 +72,14 @@ def restore_replaced(path: Path) -> None:
     replaced = path.with_name(path.name + REPLACED)
     if replaced.exists() and not path.exists():
         replaced.replace(path)
+
+
+def clear_leftovers(path: Path) -> None:
+    """Remove what processes of this machine that are gone have left beside `path` of their attempts to write it."""
+    for leftover in path.parent.glob(f"{glob.escape(path.name)}.{socket.gethostname()}-*{PARTIAL}"):
+        owner = leftover.name.removesuffix(PARTIAL).rpartition("-")[2]
+        if owner.isdecimal() and not Path(f"/proc/{owner}").exists():
+            shutil.rmtree(leftover, ignore_errors=True) if leftover.is_dir() else leftover.unlink(missing_ok=True)
 
 
 def fsync(path: Path) -> None:

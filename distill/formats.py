@@ -20,6 +20,7 @@ PARQUET = (".parquet",)
 LINES = (".source",)  # beside it the .target
 SUFFIXES = (*JSON, *CSV, *PARQUET, *LINES)
 PARQUET_ROWS = 512  # held at a time
+PARQUET_BUFFER = 2**20  # bytes of each column
 LINE_FIELDS = ("source", "target")
 
 Record = tuple[str, dict[str, Any]]  # where it stands, and its fields
@@ -93,9 +94,10 @@ def _parquet(path: Path, fields: tuple[str, ...]) -> Iterator[Record]:
     import pyarrow.parquet as pq
 
     try:
-        with pq.ParquetFile(path) as file:
+        # Without buffers of its own it would read a row group whole, and a row group may be the whole corpus.
+        with pq.ParquetFile(path, pre_buffer=False, buffer_size=PARQUET_BUFFER) as file:
             names = file.schema_arrow.names
-            chosen = [name for name in names if name in {field.split(".")[0] for field in fields}]
+            chosen = [name for name in names if name in fields or name in {field.split(".")[0] for field in fields}]
             rows = (row for batch in file.iter_batches(PARQUET_ROWS, columns=chosen) for row in batch.to_pylist())
             for number, row in enumerate(rows, start=1):
                 yield f"{path}, row {number}", dict.fromkeys(names) | row

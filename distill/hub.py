@@ -119,6 +119,8 @@ def _answers(address: str) -> bool:
         return isinstance(error.reason, ssl.SSLError)
     except OSError:
         return False
+    except ValueError:  # no address: its libraries say so
+        return True
     return True
 
 

@@ -67,8 +67,8 @@ def load_pair(
     model, tokenizer = load_model(source, dtype), load_tokenizer(source, languages)
     check_vocabulary(tokenizer, model.get_input_embeddings().weight.shape[0], source)
     check_special_tokens(tokenizer, model.config.to_dict(), str(source))
-    if languages:
-        _begin_with_language(model, tokenizer, languages.target)
+    if getattr(tokenizer, "tgt_lang", None):
+        _begin_with_language(model, tokenizer)
     return model, tokenizer
 
 
@@ -81,13 +81,13 @@ def check_vocabulary(tokenizer: Any, embedded: int, source: str | Path) -> None:
         )
 
 
-def _begin_with_language(model: PreTrainedModel, tokenizer: Any, language: str) -> None:
+def _begin_with_language(model: PreTrainedModel, tokenizer: Any) -> None:
     """What is generated begins as the training targets do: with the language's token, or behind it as the start token.
 
     mBART-50, NLLB and M2M100 write `ro_RO text </s>`; mBART writes `text </s> ro_RO`, and begins with its last token.
     """
     assert model.generation_config is not None
-    first, *_, last = tokenizer(text_target=language)["input_ids"]
+    first, *_, last = tokenizer(text_target=tokenizer.tgt_lang)["input_ids"]
     if last == tokenizer.eos_token_id:
         model.generation_config.forced_bos_token_id = first
     else:

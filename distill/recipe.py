@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import BeforeValidator, Field, StringConstraints, model_validator
 
 from distill.sections import (
     Architecture,
@@ -53,7 +53,7 @@ class Teacher(Section):
     """A folder or a hub name; or give `architecture` and `tokenizer`."""
     architecture: Architecture | None = None
     tokenizer: Tokenizer | None = None
-    prefix: str = ""
+    prefix: Annotated[str, StringConstraints(pattern=r"^[^\x00]*$")] = ""
     """Stands before every document, also for its students: `summarize: ` (T5), `>>ron<< ` (Marian of several languages)."""
     languages: Languages | None = None
     """Of a multilingual model, also for its students."""
@@ -225,7 +225,8 @@ class Labels(Generation):
     teacher: str | None = None
     """One of `teachers`; by default that of the labels' own name."""
     documents: str | None = None
-    """A JSON-lines file of other documents to label, in place of the training split; it needs no summaries."""
+    """A file of other documents to label (of the kinds of `corpus.train`), in place of the training split; it needs no
+    summaries."""
     max_documents: Positive | None = None
     """A seeded sample of `documents`; by default all."""
     shards: Positive = 8

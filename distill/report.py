@@ -267,9 +267,9 @@ def _before_and_after(lines: list[Line], run: Run) -> str:
         shown = f"{before[0]:.2f}" if before else "-"
         against = _objective(run, line.member)
         reads = _reads(run, line.member)
-        table.append(
-            _row([str(line.member), reads, against, metric, shown, f"{best:.2f}", str(step), str(curve[-1][0])])
-        )
+        early = " (stopped early)" if any("stopped_early" in row for row in line.metrics) else ""
+        steps = f"{curve[-1][0]}{early}"
+        table.append(_row([str(line.member), reads, against, metric, shown, f"{best:.2f}", str(step), steps]))
     return "\n".join([*table, "", "On the validation sample, with the beams of `evaluate.num_beams`.\n"])
 
 

@@ -141,6 +141,10 @@ class LabelSet:
         """True where anything was made that depends on more than the rules of the merge."""
         return self.documents.exists() or any(self.folder.glob("shard-*"))
 
+    def is_decoded(self) -> bool:
+        """True where any of the teacher's summaries were made, be it to compare engines."""
+        return self.parity.exists() or any(self.folder.glob("shard-*"))
+
     @property
     def manifest(self) -> Path:
         """Says that the labels are merged, and what they are."""

@@ -17,7 +17,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from distill.files import atomic_file, sha256_file
+from distill.errors import InputError
+from distill.files import atomic_file, clear_leftovers, sha256_file
 from distill.reading import Row
 
 SCHEMA = pa.schema([("ids", pa.list_(pa.int32())), ("cut", pa.bool_())])
@@ -122,7 +123,8 @@ class Encoder:
             encoded: list[list[int]] = self.tokenizer(**{argument: some}, **settings)["input_ids"]
             return encoded
 
-        read = [beginning(text, most) for text in texts]
+        cuts_the_end = self.tokenizer.truncation_side == "right"
+        read = [beginning(text, most) for text in texts] if cuts_the_end else texts.copy()
         rows = ids(read, most + 1)
         for i, text in enumerate(texts):
             if len(rows[i]) <= most and len(read[i]) < len(text):  # few tokens of many characters: of all of it then
@@ -135,7 +137,8 @@ class Encoder:
         """Equal keys, equal token ids of equal texts."""
         limit = self.max_source_tokens if side == "source" else self.max_target_tokens
         languages = [getattr(self.tokenizer, name, None) for name in ("src_lang", "tgt_lang")]
-        told = [side, limit, self.prefix if side == "source" else "", languages, _hash_tokenizer(self.tokenizer)]
+        told = [side, limit, self.prefix if side == "source" else "", languages, self.tokenizer.truncation_side]
+        told.append(_hash_tokenizer(self.tokenizer))
         return hashlib.sha256(json.dumps(told).encode()).hexdigest()
 
 
@@ -168,9 +171,13 @@ def table_tokens(encoder: Encoder, table: Path, column: str, folder: Path) -> tu
     name = hashlib.sha256(f"{sha256_file(table)} {column} {encoder.key(side)}".encode()).hexdigest()[:32]
     path = folder / f"{table.stem}-{side}-{name}.arrow"
     if not path.exists():
-        with atomic_file(path) as partial:
+        clear_leftovers(path)
+        with atomic_file(path, keep=True) as partial:
             _write(partial, _texts(table, column), lambda texts: encoder(texts, side))
-    mapped = pa.ipc.open_file(pa.memory_map(str(path))).read_all()
+    try:
+        mapped = pa.ipc.open_file(pa.memory_map(str(path))).read_all()
+    except pa.ArrowInvalid as error:
+        raise InputError(f"{path} is torn ({error}). Delete it; the same command makes it again.") from None
     return TokenRows(mapped["ids"]), mapped["cut"].to_numpy()
 
 

@@ -256,7 +256,7 @@ class Trainer:
             return
         state = self.engine.load(newest)
         self.step, self.validated, self.saved = state["step"], state["validated"], state["step"]
-        self.best, self.best_step, self.scores = state["best"], state["best_step"], state.get("scores", [])
+        self.best, self.best_step, self.scores = state["best"], state["best_step"], state["scores"]
         self.slowest_save = self.world.broadcast(self._slowest_before() if self.world.is_main else None)
         self._plan_to_leave()
         self.seconds, self.saving, self.records = state["seconds"], state["saving"], state["records"]

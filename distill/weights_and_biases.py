@@ -1,5 +1,6 @@
 """Weights & Biases (optional: `pip install -e .[wandb]`): one run for each training, which every attempt continues."""
 
+import logging
 import uuid
 from typing import Any
 
@@ -10,14 +11,18 @@ from distill.sections import Wandb
 
 # A job that was asked to stop must leave in time; what was not sent by then lies in the member's wandb/ (`wandb sync`).
 SECONDS_TO_FINISH = 10
+SECONDS_TO_BEGIN = 30
+
+log = logging.getLogger(__name__)
 
 
 class WandbRun:
     """The records of one training, as they stand in its metrics.jsonl."""
 
     def __init__(self, settings: Wandb, member: Member, config: dict[str, Any]) -> None:
-        """InputError where wandb refuses: no login, no such entity, no network."""
+        """InputError where there is no login. Where it cannot be reached the training goes on without it."""
         import wandb
+        from wandb.errors import AuthenticationError, UsageError
 
         name = f"{member.folder.parents[1].name}/{member.folder.name}"
         try:
@@ -29,18 +34,22 @@ class WandbRun:
                 name=name,
                 config=config,
                 dir=member.folder,
-                settings=wandb.Settings(console="off", silent=True, finish_timeout=SECONDS_TO_FINISH),
+                settings=wandb.Settings(
+                    console="off", silent=True, init_timeout=SECONDS_TO_BEGIN, finish_timeout=SECONDS_TO_FINISH
+                ),
             )
-        except wandb.Error as error:
+        except (AuthenticationError, UsageError) as error:
             raise InputError(
                 f"wandb: {error} Log in with `wandb login`, set WANDB_MODE=offline, or remove the recipe's wandb block."
             ) from None
+        except wandb.Error as error:
+            log.warning("Weights & Biases is not told of this attempt, metrics.jsonl is: %s", error)
+            self._run = wandb.init(mode="disabled")
+        self._run.define_metric("*", step_metric="step")
 
     def record(self, row: dict[str, Any]) -> None:
-        """Add the numbers of a record. Steps that a killed attempt has told already are left: they were the same."""
-        if row["step"] >= self._run.step:
-            numbers = {name: value for name, value in row.items() if isinstance(value, int | float) and name != "step"}
-            self._run.log(numbers, step=row["step"])
+        """Add the numbers of a record, over its step; what a killed attempt has told already stands there twice."""
+        self._run.log({name: value for name, value in row.items() if isinstance(value, int | float)})
 
     def close(self) -> None:
         self._run.finish()

@@ -37,8 +37,8 @@ def prepare(arguments: Arguments) -> None:
     _prepare_documents(run)
     if not run.corpus.exists():
         _prepare_corpus(run)
-    for encoder in encoders:
-        tokenize_corpus(run, encoder)
+    for teacher, encoder in encoders:
+        tokenize_corpus(run, encoder, teacher)
 
 
 def _prepare_documents(run: Run) -> None:
@@ -63,9 +63,11 @@ def _prepare_corpus(run: Run) -> None:
                 f"begun ({before[:12]}). Expected the same examples; bring them back, give the recipe another name (name=...), "
                 f"or delete {run.folder}."
             )
+        write_json(
+            run.corpus_record, {"sha256": manifest["sha256"]}
+        )  # before the corpus: never the one without the other
 
     manifest = prepare_corpus(run.recipe.corpus, run.recipe.seed, run.corpus, refuse_another)
-    write_json(run.corpus_record, {"sha256": manifest["sha256"]})
     for split in SPLITS:
         _log_counts(split, manifest["splits"][split])
 
@@ -84,7 +86,7 @@ def _log_counts(what: str, counts: dict[str, Any]) -> None:
             log.warning("%s: %d of %d documents %s", what, counts[key], counts["examples"], warning)
 
 
-def _check_models(run: Run) -> "list[Encoder]":
+def _check_models(run: Run) -> "list[tuple[str, Encoder]]":
     """Refuse here, before any work, what the launcher could not see without torch and the hub; how the models read texts."""
     from distill.families import shape_of
     from distill.preflight import base_shape, check_student, check_teacher, teacher_shape
@@ -97,14 +99,14 @@ def _check_models(run: Run) -> "list[Encoder]":
             config, tokenizer, encoder = _reading(run, teacher, teacher.model)
             shape = shape_of(config, f"teachers.{name}.model")
             check_teacher(recipe, name, shape)
-            encoders.append(encoder)
+            encoders.append((name, encoder))
         assert shape is not None
         for student_name, student in recipe.students.items():
             if student.teacher == name and student.model is not None:
                 config, own, encoder = _reading(run, teacher, student.model)
                 base = base_shape(recipe, student_name, shape) or shape_of(config, f"students.{student_name}.model")
                 check_student(recipe, student_name, shape, base)
-                encoders.append(encoder)
+                encoders.append((name, encoder))
                 if student.objective.needs_teacher and tokenizer is not None:
                     check_same_tokenizer(own, tokenizer, student_name, name)
     return encoders

@@ -27,6 +27,7 @@ def make_teacher(arguments: Arguments) -> None:
     import torch
 
     from distill.corpus import read_split
+    from distill.data import encoder_of, tokenize_corpus
     from distill.files import atomic_folder
     from distill.pretrained import build_model, load_pair, train_tokenizer
     from distill.student import save_model
@@ -43,6 +44,7 @@ def make_teacher(arguments: Arguments) -> None:
         model = build_model(settings.architecture, tokenizer, generation, run.recipe.corpus.max_target_tokens)
     with atomic_folder(member.initial) as folder:
         save_model(model, tokenizer, folder)
+    tokenize_corpus(run, encoder_of(run, settings, tokenizer, model.config.to_dict()), member.name)
     log.info("%s: %.1f M parameters", member, model.num_parameters() / 1e6)
 
 

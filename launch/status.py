@@ -60,10 +60,10 @@ def progress(stage: Stage) -> Progress:
     if not timed:
         return Progress(rows[-1]["step"], None) if rows else Progress()
     last = timed[-1]
-    complete = stage.is_complete()
+    complete, stopped_early = stage.is_complete(), any("stopped_early" in row for row in rows)
     return Progress(
         step=last["step"],
-        steps=last["steps"],
+        steps=last["step"] if stopped_early else last["steps"],
         tokens_per_second=last["tokens_per_second"],
         seconds_left=None if complete else last["seconds_left"],
     )

@@ -78,9 +78,10 @@ def test_every_attempt_is_the_same_run_and_rank_0_tells_it(folder: Path) -> None
 def test_it_is_told_what_the_metrics_say(folder: Path) -> None:
     first, second = (history(file)[1] for file in sorted(folder.glob("wandb/offline-run-*/*.wandb")))
     own = {row["step"]: row["loss"] for row in read_jsonl(folder / "metrics.jsonl") if "loss" in row}
-    assert {row["_step"]: row["loss"] for row in first if "loss" in row} == own
-    assert {row["_step"]: row["loss"] for row in second if "loss" in row} == {step: own[step] for step in (4, 5)}
-    assert all("rouge2" in row for row in first if row["_step"] in (0, 4, 5))
+    assert {row["step"]: row["loss"] for row in first if "loss" in row} == own
+    assert {row["step"]: row["loss"] for row in second if "loss" in row} == {step: own[step] for step in (4, 5)}
+    assert [row["step"] for row in first if "rouge2" in row] == [0, 4, 5]
+    assert [row["step"] for row in second if "rouge2" in row] == [4, 5], "also those of the step it went on from"
 
 
 def test_a_missing_package_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,6 +15,7 @@ from datasets.packaged_modules.parquet.parquet import Parquet
 
 from distill.corpus import prepare_corpus, read_references, read_split
 from distill.errors import InputError
+from distill.formats import read_records
 from distill.reading import Example, sources
 from distill.sections import Corpus
 from tests.conftest import SHARED, make_rows, write_corpus
@@ -180,6 +181,32 @@ def test_parquet_columns_of_other_types(tmp_path: Path) -> None:
     pq.write_table(pa.table({"text": ["x"], "summary": ["y"]}), tmp_path / "b.parquet")
     with pytest.raises(InputError, match="no field 'document'; its fields are 'text', 'summary'"):
         read_train(tmp_path / "b.parquet")
+
+
+def test_parquet_columns_with_a_dot_in_their_name(tmp_path: Path) -> None:
+    table = pa.table({"translation.en": ["x"], "translation": [{"ro": "y"}], "translation.ro": ["z"]})
+    pq.write_table(table, tmp_path / "a.parquet")
+    for summary, text in (("translation.ro", "z"), ("translation", None)):
+        path = str(tmp_path / "a.parquet")
+        given = sources(Corpus(train=path, validation=path, test=path, document="translation.en", summary=summary))
+        if text is None:
+            with pytest.raises(InputError, match="'translation' is dict, expected a text"):
+                list(given["train"].examples())
+        else:
+            assert list(given["train"].examples()) == [Example("1", "x", (text,))]
+
+
+def test_a_large_row_group_is_not_held_whole(tmp_path: Path) -> None:
+    rows = 20_000
+    texts = [f"{number} " * 300 for number in range(rows)]
+    pq.write_table(pa.table({"document": texts, "summary": ["s"] * rows}), tmp_path / "a.parquet", compression="none")
+    size, pool = (tmp_path / "a.parquet").stat().st_size, pa.default_memory_pool()
+    held = 0
+    del texts
+    for number, _ in enumerate(read_records(tmp_path / "a.parquet", ("document", "summary"))):
+        if number % 1000 == 0:
+            held = max(held, pool.bytes_allocated())
+    assert held < size / 3
 
 
 def test_unequal_line_counts_are_told(tmp_path: Path) -> None:

@@ -40,6 +40,17 @@ def test_both_sides_are_encoded_in_their_language(name: str, tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize("name", GERMAN)
+def test_languages_that_the_tokenizer_has_saved_are_enough(name: str, tmp_path: Path) -> None:
+    model = AutoModelForSeq2SeqLM.from_pretrained(save_tiny(tmp_path, name))
+    load_tokenizer(tmp_path, GERMAN[name]).save_pretrained(tmp_path)
+    model.generation_config.update(forced_bos_token_id=None, decoder_start_token_id=model.config.eos_token_id)
+    model.save_pretrained(tmp_path)
+    loaded, tokenizer = load_pair(tmp_path)
+    begins = {loaded.generation_config.forced_bos_token_id, loaded.generation_config.decoder_start_token_id}
+    assert tokenizer.convert_tokens_to_ids(tokens_of(name)[1]) in begins
+
+
+@pytest.mark.parametrize("name", GERMAN)
 def test_generation_begins_as_the_targets_do_also_when_saved(name: str, tmp_path: Path) -> None:
     model, tokenizer = load_pair(save_tiny(tmp_path / "teacher", name), GERMAN[name])
     save_model(model, tokenizer, tmp_path / "student")

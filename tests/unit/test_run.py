@@ -102,6 +102,8 @@ def test_progress_is_read_from_the_metrics(tmp_path: Path) -> None:
     append_jsonl(stage.member.metrics, row)
     append_jsonl(stage.member.metrics, {"step": 6, "rouge2": 1.0})
     assert progress(stage).text() == "step 5/10  1,234 tokens/s  0:01:01 left"
+    append_jsonl(stage.member.metrics, {"step": 6, "stopped_early": True})
+    assert progress(stage).text().startswith("step 5/5 ")
 
 
 def test_a_changed_recipe_is_refused_by_key(tmp_path: Path) -> None:
@@ -118,6 +120,13 @@ def test_a_changed_recipe_is_refused_by_key(tmp_path: Path) -> None:
         open_run(parse_recipe(recipe(students={"s": {"teacher": "t", "decoder_layers": 1}})), tmp_path)
     with pytest.raises(InputError, match=r"students.s.teacher: 't' when the run began, absent now"):
         open_run(parse_recipe(recipe(students={})), tmp_path)
+
+
+def test_a_deleted_corpus_frees_nothing(tmp_path: Path) -> None:
+    run = open_run(parse_recipe(recipe()), tmp_path)
+    write_json(run.corpus_record, {"sha256": "x"})  # as prepare leaves it
+    with pytest.raises(InputError, match="seed: 42 when the run began, 1 now"):
+        open_run(parse_recipe(recipe(seed=1)), tmp_path)
 
 
 def test_what_may_change(tmp_path: Path) -> None:

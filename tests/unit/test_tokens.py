@@ -11,6 +11,7 @@ from transformers import AutoTokenizer
 
 from distill.corpus import prepare_corpus
 from distill.data import tokenize_corpus, training_tokens
+from distill.errors import InputError
 from distill.recipe_file import parse_recipe
 from distill.run import Run
 from distill.sections import Corpus
@@ -57,14 +58,30 @@ def test_another_text_limit_prefix_or_tokenizer_is_another_file(tokenizer: Any, 
     tokenizer.save_pretrained(tmp_path / "t")
     other = AutoTokenizer.from_pretrained(tmp_path / "t")
     other.add_tokens(["zebra"])
+    left = AutoTokenizer.from_pretrained(tmp_path / "t", truncation_side="left")
     encoders = [
-        Encoder(tokenizer, 20, 5), Encoder(tokenizer, 21, 5), Encoder(tokenizer, 20, 5, "p: "), Encoder(other, 20, 5)
+        Encoder(tokenizer, 20, 5), Encoder(tokenizer, 21, 5), Encoder(tokenizer, 20, 5, "p: "), Encoder(other, 20, 5),
+        Encoder(left, 20, 5),
     ]  # fmt: skip
     for encoder in encoders:
         table_tokens(encoder, table, "document", folder)
     table_tokens(encoders[0], table, "summary", folder)
     table_tokens(encoders[0], table.with_name("test.parquet"), "document", folder)
-    assert len(list(folder.iterdir())) == 6
+    assert len(list(folder.iterdir())) == 7
+
+
+def test_a_tokenizer_that_cuts_the_beginning(tokenizer: Any, tmp_path: Path) -> None:
+    tokenizer.save_pretrained(tmp_path)
+    left, text = AutoTokenizer.from_pretrained(tmp_path, truncation_side="left"), "lazy dog " * 5000 + "old stone"
+    assert Encoder(left, 20, 5)([text], "source")[0] == left([text], truncation=True, max_length=20)["input_ids"]
+
+
+def test_a_torn_file_is_named(tokenizer: Any, table: Path, tmp_path: Path) -> None:
+    table_tokens(Encoder(tokenizer, 20, 5), table, "document", tmp_path / "tokens")
+    [made] = (tmp_path / "tokens").iterdir()
+    made.write_bytes(made.read_bytes()[:100])
+    with pytest.raises(InputError, match=r"is torn .*Delete it"):
+        table_tokens(Encoder(tokenizer, 20, 5), table, "document", tmp_path / "tokens")
 
 
 def test_rows_that_are_chosen_and_joined() -> None:
@@ -96,7 +113,7 @@ def test_what_jobs_read_is_there_after_preparing(tokenizer: Any, tmp_path: Path)
     )
     run, encoder = Run(recipe, tmp_path / "run"), Encoder(tokenizer, 20, 5)
     prepare_corpus(recipe.corpus, 1, run.corpus)
-    tokenize_corpus(run, encoder)
+    tokenize_corpus(run, encoder, "t")
     made = sorted(run.tokens.iterdir())
     tokens, ids = training_tokens(run, encoder, {"gold": 1.5})
     assert sorted(run.tokens.iterdir()) == made, "nothing new was made"
