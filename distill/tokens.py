@@ -189,7 +189,7 @@ def _write(path: Path, batches: Iterator[list[str]], encode: Callable[[list[str]
 
 
 def _texts(table: Path, column: str) -> Iterator[list[str]]:
-    with pq.ParquetFile(table) as file:
+    with pq.ParquetFile(table, pre_buffer=False) as file:  # else all that was read stays
         for batch in file.iter_batches(ROWS_AT_ONCE, columns=[column]):
             yield batch.column(0).to_pylist()
 
