@@ -244,8 +244,9 @@ def test_a_node_that_was_cut_off_stops_writing_when_it_is_back(
         cluster.node("kill", node)
         cluster.node("start", node)
     training.is_as(undisturbed)
-    told = cluster.job(job_of(training.run, "train-student-a"))
-    assert (told["Restarts"], told["JobState"]) == ("1", "COMPLETED"), "the old attempt did not requeue its successor"
+    job = job_of(training.run, "train-student-a")
+    cluster.wait_for(job, "COMPLETED", seconds=60)  # the run's files are there before the job has left
+    assert cluster.job(job)["Restarts"] == "1", "the old attempt did not requeue its successor"
     launch(cluster, "cancel", training.run)
 
 
