@@ -1,6 +1,7 @@
 """Files that appear whole: written under a temporary name, flushed to disk, then renamed."""
 
 import contextlib
+import errno
 import glob
 import hashlib
 import json
@@ -130,6 +131,11 @@ def read_jsonl(path: Path) -> list[dict[str, Any]]:
 def sha256_file(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def is_full_disk(error: Exception) -> bool:
+    """True also where a quota is used up."""
+    return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
 
 
 def check_writable(folder: Path) -> None:

@@ -1,6 +1,5 @@
 """Datasets of the Hugging Face hub, by name: from the hub, or from this machine's cache. `datasets` is imported late."""
 
-import errno
 import logging
 import os
 import re
@@ -13,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from distill.errors import InputError
+from distill.files import is_full_disk
 from distill.formats import SUFFIXES, Record
 from distill.sections import Corpus
 
@@ -91,7 +91,7 @@ class Hub:
         try:
             return datasets.load_dataset(self.name, self.config)
         except Exception as error:  # a dozen kinds: no network, no such name, no such configuration, a torn cache
-            if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            if is_full_disk(error):
                 raise
             reason = (str(error) or type(error).__name__).splitlines()[0]
             raise InputError(

@@ -1,8 +1,6 @@
 """Load a model and its tokenizer from a folder or a hub name, or build them from scratch."""
 
 import contextlib
-import difflib
-import errno
 import hashlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -24,8 +22,14 @@ from transformers.utils.hub import cached_file, extract_commit_hash
 
 from distill.errors import InputError
 from distill.families import shape_of
-from distill.files import sha256_file
-from distill.folder import check_special_tokens, check_weights
+from distill.files import is_full_disk, sha256_file
+from distill.folder import (
+    check_languages,
+    check_special_tokens,
+    check_vocabulary,
+    check_weights,
+    refuse_no_language,
+)
 from distill.preflight import WEIGHT_FILES, check_folder, looks_like_folder
 from distill.sections import Architecture, Generation, Languages, Tokenizer
 
@@ -72,15 +76,6 @@ def load_pair(
     return model, tokenizer
 
 
-def check_vocabulary(tokenizer: Any, embedded: int, source: str | Path) -> None:
-    """InputError where a tokenizer has tokens that its model has no embedding of."""
-    if len(tokenizer) > embedded:
-        raise InputError(
-            f"{source}: its tokenizer has {len(tokenizer)} tokens, but the model embeds {embedded}. Expected the model's own "
-            "tokenizer; copy it into the folder, or enlarge the model with resize_token_embeddings and save it."
-        )
-
-
 def _begin_with_language(model: PreTrainedModel, tokenizer: Any) -> None:
     """What is generated begins as the training targets do: with the language's token, or behind it as the start token.
 
@@ -120,36 +115,10 @@ def load_tokenizer(source: str | Path, languages: Languages | None = None) -> An
     with _explained(source):
         tokenizer = AutoTokenizer.from_pretrained(source)
     if languages is None:
-        _refuse_no_language(tokenizer, source)
+        refuse_no_language(tokenizer, source)
         return tokenizer
-    _check_languages(tokenizer, languages, source)
+    check_languages(tokenizer, languages, source)
     return AutoTokenizer.from_pretrained(source, src_lang=languages.source, tgt_lang=languages.target)
-
-
-def _refuse_no_language(tokenizer: Any, source: str | Path) -> None:
-    """A tokenizer of many languages takes the source's for the target's where none is given."""
-    if getattr(tokenizer, "src_lang", None) is not None and tokenizer.tgt_lang is None:
-        raise InputError(
-            f"{source}: its tokenizer writes many languages and none is given. Expected both, under the teacher: "
-            f"languages: {{source: {tokenizer.src_lang}, target: ...}}."
-        )
-
-
-def _check_languages(tokenizer: Any, languages: Languages, source: str | Path) -> None:
-    if not hasattr(tokenizer, "src_lang"):
-        raise InputError(
-            f"languages: given, but the tokenizer of {source} ({type(tokenizer).__name__}) has none. Remove them; a Marian of "
-            "several languages takes a prefix such as '>>ron<< '."
-        )
-    special = tokenizer.get_added_vocab()
-    codes = getattr(tokenizer, "lang_code_to_id", None) or {code: i for code, i in special.items() if "<" not in code}
-    for key, code in (("source", languages.source), ("target", languages.target)):
-        if code not in codes:
-            close = difflib.get_close_matches(code, codes, cutoff=0.3)
-            raise InputError(
-                f"languages.{key}: {code!r} given, which the tokenizer of {source} does not know. Expected one of its "
-                f"{len(codes)} codes, such as {', '.join(close or sorted(codes)[:5])}."
-            )
 
 
 def check_same_tokenizer(own: Any, taught: Any, student: str, teacher: str) -> None:
@@ -167,7 +136,7 @@ def _explained(source: str | Path) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        if is_full_disk(error):
             raise
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise InputError(

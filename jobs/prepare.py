@@ -115,8 +115,8 @@ def _check_models(run: Run) -> "list[tuple[str, Encoder]]":
 def _reading(run: Run, teacher: Teacher, model: str) -> "tuple[dict[str, Any], Any, Encoder]":
     """(config, tokenizer, encoder) of a model; InputError where they do not go together."""
     from distill.data import encoder_of
-    from distill.folder import check_special_tokens
-    from distill.pretrained import check_vocabulary, load_config, load_model, load_tokenizer
+    from distill.folder import check_special_tokens, check_vocabulary
+    from distill.pretrained import load_config, load_model, load_tokenizer
 
     config, tokenizer = load_config(model), load_tokenizer(model, teacher.languages)
     check_vocabulary(tokenizer, config["vocab_size"], model)
