@@ -1,41 +1,59 @@
 # make demo, make test: all that a fresh machine needs.
 PYTHON ?= python3
+# Options for the installation of torch, for example: TORCH_OPTIONS="--index-url URL_OF_A_CUDA_BUILD"
+TORCH_OPTIONS ?=
 VENV := .venv
 BIN := $(VENV)/bin
 # Two files of tests at a time: much of a test's time goes into starting processes and waiting for them.
 PARALLEL := --numprocesses 2 --dist loadfile
 
-.PHONY: demo test cluster-test check format schema clean
+.PHONY: demo demo-check test cluster-test check format schema lock clean
 
 demo: $(VENV)/installed  ## the whole pipeline on the built-in corpus
 	$(BIN)/python -m launch run jobs/recipes/demo.yaml
 	@sed -n '/## Results/,/!\[/p' runs/demo/report/report.md | sed '$$d'
 	@echo "report: runs/demo/report/report.md"
 
-test: $(VENV)/installed
+demo-check: $(VENV)/developed  ## the outcome of `make demo`
+	$(BIN)/python -m pytest tests/demo
+
+test: $(VENV)/developed
 	$(BIN)/python -m pytest $(PARALLEL)
 	@echo "NOT RUN: the tests on a SLURM, tests/cluster. They are run by: make cluster-test"
 
-cluster-test: $(VENV)/installed  ## on a SLURM that slurm/dev/start.sh starts on this machine
+cluster-test: $(VENV)/developed  ## on a SLURM that slurm/dev/start.sh starts on this machine
 	$(BIN)/python -m pytest $(PARALLEL) tests/cluster
 
-check: $(VENV)/installed
+check: $(VENV)/developed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-format: $(VENV)/installed
+format: $(VENV)/developed
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
 schema: $(VENV)/installed
 	$(BIN)/python -m launch schema > jobs/recipes/recipe.schema.json
 
+lock: $(VENV)/developed  ## the newest versions that setup.py allows
+	$(BIN)/uv pip compile --quiet --upgrade setup.py --output-file requirements.lock
+	$(BIN)/uv pip compile --quiet --upgrade setup.py --extra dev --constraint requirements.lock --output-file requirements-dev.lock
+
 clean:
 	rm -rf $(VENV) runs build *.egg-info
 
-$(VENV)/installed: requirements.lock setup.py
+# What runs need. The lock file is complete but for torch, so pip looks for nothing else (--no-deps).
+$(VENV)/installed: requirements-torch.txt requirements.lock setup.py
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --requirement requirements.lock
+	$(BIN)/pip install --quiet $(TORCH_OPTIONS) --requirement requirements-torch.txt
+	$(BIN)/pip install --quiet --no-deps --require-hashes --requirement requirements.lock
 	$(BIN)/pip install --quiet --no-deps --editable .
+	$(BIN)/pip check
+	touch $@
+
+# What tests and linters need in addition.
+$(VENV)/developed: $(VENV)/installed requirements-dev.lock
+	$(BIN)/pip install --quiet --no-deps --require-hashes --requirement requirements-dev.lock
+	$(BIN)/pip check
 	touch $@

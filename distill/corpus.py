@@ -213,7 +213,9 @@ def _clean(source: Source, counts: SplitCounts, needs_summary: bool) -> Iterator
     counts.read, counts.dropped = 0, Counter()
     for example in source.examples(needs_summary):
         counts.read += 1
-        if not example.document.strip():
+        if example is None:
+            counts.dropped["no text"] += 1
+        elif not example.document.strip():
             counts.dropped["empty document"] += 1
         elif needs_summary and not example.references:
             counts.dropped["empty summary"] += 1

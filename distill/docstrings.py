@@ -20,14 +20,18 @@ from pathlib import Path
 
 MIN_DOCUMENT_WORDS, MAX_DOCUMENT_WORDS = 10, 400
 MIN_SUMMARY_WORDS, MAX_SUMMARY_WORDS = 4, 40
+# Larger ones are data in the form of Python, and would take minutes.
+MAX_FILE_BYTES = 2**23
+MAX_DOCSTRING_CHARACTERS = 2**16
 # Tables, code, directives and parameter lists are no prose: a document is cut where they begin.
 NOT_PROSE = re.compile(r"^\s*(>>>|\.\. |[-=~^*+#|]{3,}|@|:\w|\|)")
 SECTION = re.compile(
     r"^\s*(args|arguments|parameters|params|returns?|raises?|yields?|examples?|notes?|see also|references|"
-    r"attributes|usage|inputs?|outputs?|warnings?|keyword arguments|keyword args|shape)\b\s*:?\s*$",
+    r"attributes|usage|inputs?|outputs?|warnings?|keyword arguments|keyword args|shape)\b\s*(:\s*)?$",
     re.IGNORECASE,
 )
 
+BLOCKS = ("body", "orelse", "handlers", "finalbody")
 DEFINITIONS = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
 
 
@@ -36,6 +40,9 @@ def read_docstrings(roots: list[Path] | None = None) -> dict[str, list[dict[str,
 
     `roots` are the folders searched, the standard library and the installed packages by default. The result depends
     only on the files found there. Modules go 90 : 5 : 5. Files are parsed on all cores.
+
+    Rows may hold what Python strings can hold and text files cannot, for example NUL characters or lone surrogates.
+    `prepare` drops and counts these rows.
     """
     splits: dict[str, list[dict[str, str]]] = {"train": [], "validation": [], "test": []}
     seen: set[str] = set()
@@ -67,8 +74,9 @@ def split_docstring(name: str, docstring: str) -> tuple[str, str] | None:
 
 
 def split_of(module: str) -> str:
-    """The split of a module: the same in every environment."""
-    bucket = int(hashlib.sha256(module.encode()).hexdigest()[:8], 16) % 100
+    """Return the split of a module. It is the same in every environment."""
+    name = module.encode("utf-8", "surrogatepass")  # a file's name need not be UTF-8
+    bucket = int(hashlib.sha256(name).hexdigest()[:8], 16) % 100
     return "train" if bucket < 90 else "validation" if bucket < 95 else "test"
 
 
@@ -104,32 +112,47 @@ def _modules(roots: list[Path]) -> list[tuple[str, Path]]:
 
 
 def _pairs_of(path: Path) -> list[tuple[str, str, str]]:
-    """(name, document, summary) of every docstring in a file that has both."""
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # invalid escapes in other people's code
-            tree = ast.parse(path.read_bytes())
-    except (SyntaxError, ValueError, OSError, RecursionError, MemoryError):
-        return []  # templates, deliberately broken test files, dangling links: no modules
+    """Return (name, document, summary) of every docstring in a file that has both."""
+    tree = _parsed(path)
+    if tree is None:
+        return []
     pairs = []
-    for name, docstring in _docstrings(tree, path.parent.name if path.stem == "__init__" else path.stem):
+    module = path.parent.name if path.stem == "__init__" else path.stem
+    for name, docstring in _docstrings(tree, module):
         pair = split_docstring(name, docstring)
-        if pair and _is_encodable("".join(pair)):
+        if pair:
             pairs.append((name, *pair))
     return pairs
 
 
-def _is_encodable(text: str) -> bool:
-    """False for texts with lone surrogates, which tests of encodings contain."""
-    return not any("\ud800" <= character <= "\udfff" for character in text)
+def _parsed(path: Path) -> ast.Module | None:
+    """Return the syntax tree of a file, or None if Python cannot read it.
+
+    Packages hold templates, test files that are broken on purpose, dangling links and files of other users.
+    """
+    try:
+        # A pipe or a device named x.py would be read forever.
+        if not path.is_file() or path.stat().st_size > MAX_FILE_BYTES:
+            return None
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # invalid escapes in other people's code
+            return ast.parse(path.read_bytes())
+    except (SyntaxError, ValueError, OSError, RecursionError, MemoryError):
+        return None
 
 
-def _docstrings(node: ast.AST, name: str) -> Iterator[tuple[str, str]]:
-    """(name, docstring) of a definition and of those in it; only statements are visited, which is fast."""
-    if isinstance(node, DEFINITIONS):
-        docstring = ast.get_docstring(node, clean=False)
-        if docstring:
-            yield name, docstring
-    for field in ("body", "orelse", "handlers", "finalbody"):
-        for child in getattr(node, field, ()):
-            yield from _docstrings(child, getattr(child, "name", None) or name)
+def _docstrings(tree: ast.Module, module: str) -> Iterator[tuple[str, str]]:
+    """Yield (name, docstring) of the module and of all definitions in it, in their order in the file.
+
+    Only statements are visited, which is fast. There is no recursion: a chain of a thousand `elif` is that deep.
+    """
+    waiting: list[tuple[ast.AST, str]] = [(tree, module)]
+    while waiting:
+        node, name = waiting.pop()
+        if isinstance(node, DEFINITIONS):
+            docstring = ast.get_docstring(node, clean=False)
+            if docstring and len(docstring) <= MAX_DOCSTRING_CHARACTERS:
+                yield name, docstring
+        children = [child for field in BLOCKS for child in getattr(node, field, ())]
+        for child in reversed(children):
+            waiting.append((child, getattr(child, "name", None) or name))

@@ -45,11 +45,22 @@ class Source:
     document: str
     summary: str
     file: Path | None = None
+    drops_refused: bool = False
+    """Drop records that are refused otherwise. True for the built-in corpus: its users did not write it."""
 
-    def examples(self, needs_summary: bool = True) -> Iterator[Example]:
-        """InputError names the place and what is wrong there."""
+    def examples(self, needs_summary: bool = True) -> Iterator[Example | None]:
+        """Yield the example of each record, or None for a record that is dropped.
+
+        Raises InputError, with the place and what is wrong there, if a record is refused.
+        """
         for number, (where, record) in enumerate(self.records(), start=1):
-            yield _checked(self._example(record, where, number, needs_summary), where)
+            try:
+                example = _checked(self._example(record, where, number, needs_summary), where)
+            except InputError:
+                if not self.drops_refused:
+                    raise
+                example = None
+            yield example
 
     def _example(self, record: Mapping[str, Any], where: str, number: int, needs_summary: bool) -> Example:
         document = field_of(record, self.document, where)
@@ -80,7 +91,9 @@ def documents_source(corpus: Corpus, labels: Labels, name: str) -> Source | None
 
 
 def _built_in() -> dict[Split, Source]:
-    return {split: Source(BUILT_IN, functools.partial(_docstrings, split), *FIELDS) for split in SPLITS}
+    return {
+        split: Source(BUILT_IN, functools.partial(_docstrings, split), *FIELDS, drops_refused=True) for split in SPLITS
+    }
 
 
 def _docstrings(split: Split) -> Iterator[Record]:

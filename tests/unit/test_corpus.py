@@ -1,15 +1,20 @@
 import gzip
 import json
 import lzma
+import os
+import random
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from distill import docstrings, reading
 from distill.corpus import prepare_corpus, quantiles, read_split
 from distill.docstrings import read_docstrings, split_docstring, split_of
 from distill.errors import InputError
 from distill.reading import sources
+from distill.run import SPLITS
 from distill.sections import Corpus
 from tests.conftest import SHARED, make_rows, write_corpus
 
@@ -180,9 +185,96 @@ def test_packages_are_read_without_importing_them(tmp_path: Path) -> None:
     (tmp_path / "copy.py").write_text((tmp_path / "m0.py").read_text())  # the same text again
     (tmp_path / "broken.py").write_text("def (")
     (tmp_path / "dangling.py").symlink_to(tmp_path / "nowhere.py")
-    (tmp_path / "surrogate.py").write_text(f'def f():\n    """{indented}\\ud83d"""\n')
     splits = read_docstrings([tmp_path])
     assert sum(map(len, splits.values())) == 60
     for split, rows in splits.items():
         assert rows and all(split_of(row["id"].split(":")[0]) == split for row in rows)
     assert splits == read_docstrings([tmp_path])
+
+
+def documented(name: str, end: str = "") -> str:
+    """Return a function and its docstring, which are different for each name."""
+    text = DOCSTRING.replace("thing", f"thing {name}").replace("\n", "\n    ")
+    return f'def {name}():\n    """{text}{end}"""\n'
+
+
+READ = ("plain", "control", "after_chain", "latin", "last")  # the functions whose docstrings are examples
+
+
+def write_hostile_packages(root: Path) -> None:
+    """Write what other people's packages may hold. A reader could fail at each of these files."""
+    texts = {
+        "plain": documented("plain"),
+        "control": documented("control", "\\x01\\x1b[31m\\x7f\\u202e"),
+        "nul": documented("nul", "\\0"),
+        "surrogate": documented("surrogate", "\\ud83d"),
+        "huge": documented("huge", " word" * 2**20),
+        "quadratic": documented("quadratic", "\n\n    args" + " " * 2**17 + "x"),
+        "syntax_error": documented("syntax_error") + "def (",
+        "nul_byte": documented("nul_byte") + "\0",
+        "deep_expression": documented("deep_expression") + "x = " + "-" * 100_000 + "1\n",
+        "deep_chain": "if a: pass\n" + "elif a: pass\n" * 1500 + documented("after_chain"),
+        "unknown_encoding": "# coding: nothing\n" + documented("unknown_encoding"),
+        "no_text_encoding": "# coding: hex\n" + documented("no_text_encoding"),
+    }
+    for name, text in texts.items():
+        (root / f"{name}.py").write_text(text)
+    (root / "latin1.py").write_bytes(b"# coding: latin-1\n" + documented("latin", "\xe9").encode("latin-1"))
+    (root / "other_bytes.py").write_bytes(documented("other_bytes", "\xe9").encode("latin-1"))
+    (root / "utf16.py").write_bytes(documented("utf16").encode("utf-16"))
+    (root / "folder.py").mkdir()
+    (root / "circle").symlink_to(root)
+    (root / "circle.py").symlink_to(root / "circle.py")
+    os.mkfifo(root / "pipe.py")
+    with (root / "sparse.py").open("wb") as file:
+        file.truncate(2**33)
+    (root / "zz_last.py").write_text(documented("last"))
+    Path(os.fsdecode(bytes(root) + b"/no_utf8_\xff.py")).write_text(documented("no_utf8"))
+
+
+def test_no_package_can_fail_the_built_in_corpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    packages = tmp_path / "packages"
+    packages.mkdir()
+    for number in range(60):  # so that each split has examples
+        (packages / f"m{number}.py").write_text(documented(f"f{number}"))
+    write_hostile_packages(packages)
+    found = read_docstrings([packages])
+    monkeypatch.setattr(reading, "_all_docstrings", lambda: found)
+    manifest = prepare_corpus(Corpus(train="docstrings"), 1, tmp_path / "out")
+    rows = [row for split in SPLITS for row in read_split(tmp_path / "out" / f"{split}.parquet")]
+    names = [row["id"].partition(":")[2] for row in rows]
+    assert sorted(names) == sorted([*READ, *(f"f{number}" for number in range(60))])
+    counts = manifest["splits"].values()
+    assert sum(split["dropped"].get("no text", 0) for split in counts) == 3  # NUL, surrogate, no UTF-8 in the name
+    assert sum(split["read"] for split in counts) == len(rows) + 3
+
+
+def test_an_unreadable_package_is_passed_over() -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        Path(folder).chmod(0o755)
+        (Path(folder) / "closed").mkdir(mode=0)
+        unreadable = Path(folder) / "unreadable.py"
+        unreadable.write_text(documented("unreadable"))
+        unreadable.chmod(0)
+        user = os.geteuid()
+        if user == 0:
+            os.seteuid(65534)  # root reads every file
+        try:
+            assert [path for _, path in docstrings._modules([Path(folder)])] == [unreadable]
+            assert docstrings._pairs_of(unreadable) == []
+        finally:
+            os.seteuid(user)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_random_bytes_are_no_failure(seed: int, tmp_path: Path) -> None:
+    """Mutate a module at random places: each result is read or passed over."""
+    random_bytes = random.Random(seed)
+    for number in range(50):
+        content = bytearray(documented(f"f{number}").encode())
+        for _ in range(random_bytes.randrange(1, 6)):
+            content[random_bytes.randrange(len(content))] = random_bytes.randrange(256)
+        path = tmp_path / f"m{number}.py"
+        path.write_bytes(content)
+        for name, document, summary in docstrings._pairs_of(path):
+            assert isinstance(name, str) and document and summary
