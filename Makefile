@@ -1,7 +1,8 @@
 # make demo, make test: all that a fresh machine needs.
 PYTHON ?= python3
-# Options for the installation of torch, for example: TORCH_OPTIONS="--index-url URL_OF_A_CUDA_BUILD"
-TORCH_OPTIONS ?=
+# What pip installs first. README, "Install", shows other choices: CUDA builds, a torch that is there already.
+TORCH ?= --requirement requirements-torch.txt
+VENV_OPTIONS ?=
 VENV := .venv
 BIN := $(VENV)/bin
 # Two files of tests at a time: much of a test's time goes into starting processes and waiting for them.
@@ -45,8 +46,8 @@ clean:
 
 # What runs need. The lock file is complete but for torch, so pip looks for nothing else (--no-deps).
 $(VENV)/installed: requirements-torch.txt requirements.lock setup.py
-	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet $(TORCH_OPTIONS) --requirement requirements-torch.txt
+	$(PYTHON) -m venv $(VENV_OPTIONS) $(VENV)
+	$(BIN)/pip install --quiet $(TORCH)
 	$(BIN)/pip install --quiet --no-deps --require-hashes --requirement requirements.lock
 	$(BIN)/pip install --quiet --no-deps --editable .
 	$(BIN)/pip check

@@ -40,6 +40,7 @@ setup(
             "types-PyYAML",
             "ctranslate2>=4.8.5",
             "wandb>=0.31",
+            "uv>=0.13",  # make lock
         ],
     },
 )
