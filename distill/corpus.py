@@ -1,5 +1,6 @@
 """Any input -> train, validation and test tables of {id, document, summary}, and a manifest of what was seen."""
 
+import functools
 import hashlib
 import json
 import random
@@ -10,16 +11,19 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from distill.corpus_settings import Corpus
 from distill.duplicates import HASHES, Sketches, alike_between, alike_within, sketch
 from distill.errors import InputError
 from distill.files import atomic_folder, write_json
+from distill.formats import other_encoding
 from distill.reading import Example, Row, Source, documents_source, sources
 from distill.recipe import Labels
 from distill.run import SPLITS, Split
-from distill.sections import Corpus
+from distill.splitting import choose_splits
 
 SCHEMA = pa.schema(
     [
@@ -68,14 +72,19 @@ def prepare_corpus(
     is everything else that is not a table of texts. Streams: what is kept of a row is its sketch and its counts.
     """
     given, seen = sources(corpus), dict[Split, SplitCounts]()
+    parts = _parts_of_train(given["train"], corpus, seed)
     manifest: dict[str, Any] = {"source": corpus.model_dump(mode="json"), "splits": {}}
     with atomic_folder(folder) as partial:
         for split in SPLITS:
-            seen[split] = counts = SplitCounts(f"the {split} split", given[split].name)
-            kept = _sampled(given[split], counts, corpus.max_examples.get(split), seed)
+            source = given.get(split, given["train"])
+            seen[split] = counts = SplitCounts(f"the {split} split", source.name)
+            read = functools.partial(_clean, source, counts)
+            if parts is not None and (split == "train" or split not in given):
+                read = functools.partial(_part, source, counts, parts, split)
+            kept = _sampled(read, corpus.max_examples.get(split), seed)
             _write_parquet(partial / f"{split}.parquet", kept, counts)
             counts.check()
-            manifest["splits"][split] = counts.summary()
+            manifest["splits"][split] = counts.summary() | {"encodings": _other_encodings(source)}
         for split in SPLITS[1:]:
             alike = alike_between(seen[split].sketches(), seen["train"].sketches())
             manifest["splits"][split]["near_duplicates_in_train"] = alike
@@ -96,10 +105,10 @@ def prepare_documents(corpus: Corpus, labels: Labels, name: str, seed: int, fold
     assert source is not None
     counts = SplitCounts(f"labels.{name}.documents", source.name)
     with atomic_folder(folder) as partial:
-        kept = _sampled(source, counts, labels.max_documents, seed, needs_summary=False)
+        kept = _sampled(functools.partial(_clean, source, counts), labels.max_documents, seed)
         _write_parquet(partial / DOCUMENTS, _with_gold(kept, labels, name, source), counts)
         counts.check()
-        manifest = {"source": labels.documents, **counts.summary()}
+        manifest = {"source": labels.documents, **counts.summary(), "encodings": _other_encodings(source)}
         write_json(partial / "manifest.json", manifest)
     return manifest
 
@@ -208,30 +217,58 @@ def quantiles(lengths: Sequence[float]) -> dict[str, float]:
     return {"mean": round(float(ordered.mean()), 2), "min": ordered[0].item(), **named, "max": ordered[-1].item()}
 
 
-def _clean(source: Source, counts: SplitCounts, needs_summary: bool) -> Iterator[Example]:
+def _parts_of_train(source: Source, corpus: Corpus, seed: int) -> npt.NDArray[np.str_] | None:
+    """Return the split of every training example that is kept; None if `corpus.split` is not given. Read them all."""
+    if not corpus.taken_from_train:
+        return None
+    counts, sketches = SplitCounts("the training files", source.name), bytearray()
+    for example in _clean(source, counts):
+        sketches += sketch(example.document).tobytes()
+    counts.check()
+    rows = np.frombuffer(sketches, dtype=np.uint32).reshape(-1, HASHES)
+    return choose_splits(rows, corpus.taken_from_train, seed)
+
+
+def _part(source: Source, counts: SplitCounts, parts: npt.NDArray[np.str_], split: Split) -> Iterator[Example]:
+    """Return the examples of one split of the training files. Rows that are dropped count as those of train."""
+    for number, example in enumerate(_clean(source, counts)):
+        if parts[number] == split:
+            yield example
+    others = int((parts != split).sum())
+    counts.read -= others
+    if split != "train":
+        counts.read -= counts.dropped.total()
+        counts.dropped.clear()
+
+
+def _clean(source: Source, counts: SplitCounts) -> Iterator[Example]:
     """The examples that have a document and, where it is needed, a summary; the others are counted."""
     counts.read, counts.dropped = 0, Counter()
-    for example in source.examples(needs_summary):
+    for example in source.examples():
         counts.read += 1
         if example is None:
             counts.dropped["no text"] += 1
         elif not example.document.strip():
             counts.dropped["empty document"] += 1
-        elif needs_summary and not example.references:
+        elif source.needs_summary and not example.references:
             counts.dropped["empty summary"] += 1
         else:
             yield example
 
 
-def _sampled(
-    source: Source, counts: SplitCounts, most: int | None, seed: int, needs_summary: bool = True
-) -> Iterator[Example]:
+def _sampled(read: Callable[[], Iterator[Example]], most: int | None, seed: int) -> Iterator[Example]:
     """A seeded sample of `most` examples in their order, or all of them. Reads twice rather than hold them all."""
     if most is None:
-        return _clean(source, counts, needs_summary)
-    count = sum(1 for _ in _clean(source, counts, needs_summary))
+        return read()
+    count = sum(1 for _ in read())
     chosen = set(random.Random(seed).sample(range(count), min(most, count)))
-    return (example for number, example in enumerate(_clean(source, counts, needs_summary)) if number in chosen)
+    return (example for number, example in enumerate(read()) if number in chosen)
+
+
+def _other_encodings(source: Source) -> dict[str, str]:
+    """Return the encodings of the files of a source that are not in UTF-8."""
+    found = {str(path): other_encoding(path) for path in source.files}
+    return {path: encoding for path, encoding in found.items() if encoding}
 
 
 def _write_parquet(path: Path, examples: Iterator[Example], counts: SplitCounts) -> None:

@@ -1,5 +1,6 @@
 """Datasets of the Hugging Face hub, by name: from the hub, or from this machine's cache. `datasets` is imported late."""
 
+import contextlib
 import logging
 import os
 import re
@@ -11,10 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from distill.corpus_settings import Corpus
 from distill.errors import InputError
 from distill.files import is_full_disk
 from distill.formats import SUFFIXES, Record
-from distill.sections import Corpus
 
 NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
 ROWS = 512  # held at a time
@@ -77,12 +78,25 @@ class Hub:
         splits = self._load()
         found = [name for name in aliases if name in splits]
         if not found:
-            raise InputError(f"{self} has no {split} split; its splits are {', '.join(splits)}.")
+            advice = (
+                ""
+                if split == "train"
+                else f" Expected one, or corpus.split: {{{split}: 1500}}, which takes it from train."
+            )
+            raise InputError(f"{self} has no {split} split; its splits are {', '.join(splits)}.{advice}")
         number = 0
         for batch in splits[found[0]].with_format("python").iter(ROWS):
             for values in zip(*batch.values(), strict=True):
                 number += 1
                 yield f"{self}, {split} row {number}", dict(zip(batch, values, strict=True))
+
+    def is_loadable(self) -> bool:
+        """Return False if the dataset is neither in the cache nor, unless `only_the_cache` is asked, on the hub."""
+        try:
+            self._load()
+        except InputError:
+            return False
+        return True
 
     def _load(self) -> Any:
         import datasets
@@ -96,9 +110,22 @@ class Hub:
             reason = (str(error) or type(error).__name__).splitlines()[0]
             raise InputError(
                 f"corpus.train: {str(self.name)!r} is no file or folder here, and as a dataset it cannot be loaded: "
-                f"{reason} Expected a path, or a name that this machine can reach or has in its cache; "
-                "without a network load it elsewhere, write its splits with to_parquet, and give their folder."
+                f"{reason.rstrip('.')}. Expected a path, or a name that this machine can reach or has in its cache; "
+                "without a network load it elsewhere, write it with save_to_disk, and give that folder."
             ) from error
+
+
+@contextlib.contextmanager
+def only_the_cache() -> Iterator[None]:
+    """Ask the hub for no dataset as long as this is entered."""
+    import datasets
+
+    before = datasets.config.HF_HUB_OFFLINE
+    datasets.config.HF_HUB_OFFLINE = True
+    try:
+        yield
+    finally:
+        datasets.config.HF_HUB_OFFLINE = before
 
 
 def work_offline_if_cut_off() -> None:
@@ -126,7 +153,7 @@ def _answers(address: str) -> bool:
 
 def hub_dataset(corpus: Corpus) -> Hub | None:
     """The dataset that `corpus.train` names; None where it is a path, also of a file that is not there."""
-    given = corpus.train
+    given = corpus.train if isinstance(corpus.train, str) else ", ".join(corpus.train)
     is_name = NAME.fullmatch(given) and not given.endswith(SUFFIXES) and not Path(given).exists()
     parent_exists = "/" not in given or Path(given).parent.is_dir()
     if not is_name or (parent_exists and given not in KNOWN):

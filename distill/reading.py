@@ -7,21 +7,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from distill.corpus_files import ALIASES, BUILT_IN, files_of, split_files
+from distill.corpus_settings import Corpus
 from distill.docstrings import read_docstrings
 from distill.errors import InputError
-from distill.formats import LINE_FIELDS, LINES, SUFFIXES, Record, read_records
-from distill.hub import Hub, hub_dataset
+from distill.formats import LINE_FIELDS, LINES, Columns, Record, read_records
+from distill.hub import Hub, hub_dataset, only_the_cache
 from distill.recipe import Labels
 from distill.run import SPLITS, Split
-from distill.sections import Corpus
 
-BUILT_IN = "docstrings"
 FIELDS = ("document", "summary")
-ALIASES: dict[Split, tuple[str, ...]] = {
-    "train": ("train",),
-    "validation": ("validation", "valid", "val", "dev"),
-    "test": ("test",),
-}
 
 Row = dict[str, str]
 """Of a prepared table: id, document, summary."""
@@ -44,27 +39,28 @@ class Source:
     records: Callable[[], Iterator[Record]]
     document: str
     summary: str
-    file: Path | None = None
+    files: tuple[Path, ...] = ()
+    needs_summary: bool = True
     drops_refused: bool = False
     """Drop records that are refused otherwise. True for the built-in corpus: its users did not write it."""
 
-    def examples(self, needs_summary: bool = True) -> Iterator[Example | None]:
+    def examples(self) -> Iterator[Example | None]:
         """Yield the example of each record, or None for a record that is dropped.
 
         Raises InputError, with the place and what is wrong there, if a record is refused.
         """
         for number, (where, record) in enumerate(self.records(), start=1):
             try:
-                example = _checked(self._example(record, where, number, needs_summary), where)
+                example = _checked(self._example(record, where, number), where)
             except InputError:
                 if not self.drops_refused:
                     raise
                 example = None
             yield example
 
-    def _example(self, record: Mapping[str, Any], where: str, number: int, needs_summary: bool) -> Example:
+    def _example(self, record: Mapping[str, Any], where: str, number: int) -> Example:
         document = field_of(record, self.document, where)
-        summary = field_of(record, self.summary, where, needs_summary)
+        summary = field_of(record, self.summary, where, self.needs_summary)
         name = record.get("id")
         return Example(
             id=str(number if name is None else name),
@@ -74,20 +70,56 @@ class Source:
 
 
 def sources(corpus: Corpus) -> dict[Split, Source]:
-    """The source of every split; InputError where one is missing. Reads nothing yet."""
+    """Return the source of every split, without those that `corpus.split` takes from train. Read no example yet.
+
+    Raise InputError if a split has no source.
+    """
+    own: list[Split] = [split for split in SPLITS if split not in corpus.taken_from_train]
     if corpus.train == BUILT_IN:
+        _refuse_split_of_built_in(corpus)
         return _built_in()
     hub = hub_dataset(corpus)
     if hub:
-        return {split: _of_hub(hub, split, corpus) for split in SPLITS}
-    return {split: _of_file(path, corpus) for split, path in _split_files(corpus).items()}
+        return {split: _of_hub(hub, split, corpus) for split in own}
+    files = split_files(corpus)
+    return {split: _of_files(files[split], corpus) for split in own}
 
 
 def documents_source(corpus: Corpus, labels: Labels, name: str) -> Source | None:
     """The documents that are labelled in place of the training split; InputError where the file is missing."""
     if labels.documents is None:
         return None
-    return _of_file(_data_file(f"labels.{name}.documents", labels.documents), corpus)
+    files = files_of(f"labels.{name}.documents", labels.documents)
+    return _of_files(files, corpus, needs_summary=False)
+
+
+def check_first_examples(corpus: Corpus) -> None:
+    """Read the first example of every split. Raise InputError if it is not as the recipe says.
+
+    Skip the built-in corpus, and a dataset of the hub that is not in this machine's cache.
+    """
+    if corpus.train == BUILT_IN:
+        return
+    hub = hub_dataset(corpus)
+    if hub is None:
+        for split, source in sources(corpus).items():
+            check_first_example(source, f"the {split} split")
+        return
+    with only_the_cache():
+        if hub.is_loadable():
+            for split, source in sources(corpus).items():
+                check_first_example(source, f"the {split} split")
+
+
+def check_first_example(source: Source, what: str) -> None:
+    """Raise InputError if a source has no example, or if its first one is not as the recipe says."""
+    if next(source.examples(), None) is None:
+        raise InputError(f"{what} ({source.name}) is empty; expected at least one example.")
+
+
+def _refuse_split_of_built_in(corpus: Corpus) -> None:
+    if corpus.split:
+        raise InputError(f"corpus.split: given, but {BUILT_IN!r} has a validation and a test split; remove the key.")
 
 
 def _built_in() -> dict[Split, Source]:
@@ -110,50 +142,21 @@ def _of_hub(hub: Hub, split: Split, corpus: Corpus) -> Source:
     return Source(f"{hub}, {split}", lambda: hub.records(split, ALIASES[split]), document, summary)
 
 
-def _of_file(path: Path, corpus: Corpus) -> Source:
-    document, summary = LINE_FIELDS if path.name.endswith(LINES) else FIELDS
-    document, summary = corpus.document or document, corpus.summary or summary
-    return Source(str(path), lambda: read_records(path, ("id", document, summary)), document, summary, path)
+def _of_files(files: list[Path], corpus: Corpus, needs_summary: bool = True) -> Source:
+    document, summary = LINE_FIELDS if files[0].name.endswith(LINES) else FIELDS
+    document = corpus.document or document
+    summary = corpus.summary or summary
+    if needs_summary:
+        columns = Columns((document, summary), ("id",), corpus.delimiter)
+    else:
+        columns = Columns((document,), ("id", summary), corpus.delimiter)
 
+    def records() -> Iterator[Record]:
+        for path in files:
+            yield from read_records(path, columns)
 
-def _split_files(corpus: Corpus) -> dict[Split, Path]:
-    folder = Path(corpus.train)
-    given: dict[Split, str | None] = {"train": corpus.train, "validation": corpus.validation, "test": corpus.test}
-    if folder.is_dir():
-        given = {"train": None, "validation": corpus.validation, "test": corpus.test}
-    return {split: _split_file(split, path, folder) for split, path in given.items()}
-
-
-def _split_file(split: Split, given: str | None, folder: Path) -> Path:
-    if given is not None:
-        return _data_file(f"corpus.{split}", given)
-    found = [folder / f"{name}{suffix}" for name in ALIASES[split] for suffix in SUFFIXES]
-    existing = [path for path in found if path.is_file()]
-    if not existing:
-        place = f"{folder} has no {split} split" if folder.is_dir() else f"corpus.{split} is missing"
-        raise InputError(
-            f"{place}; expected {split}.jsonl (also .csv, .tsv, .parquet, .source with .target; .gz, .xz) there, or its "
-            f"path in corpus.{split}."
-        )
-    if len(existing) > 1:
-        names = ", ".join(path.name for path in existing)
-        raise InputError(f"{folder} has several {split} splits: {names}. Remove all but one, or name it.")
-    return existing[0]
-
-
-def _data_file(key: str, given: str) -> Path:
-    path = Path(given)
-    if path.is_dir():
-        raise InputError(f"{key}: {given!r} is a folder, expected a file. Only corpus.train takes a folder.")
-    if not path.is_file():
-        also = f", a folder of such files, a dataset's name OWNER/NAME or {BUILT_IN!r}" if key == "corpus.train" else ""
-        raise InputError(
-            f"{key}: {given!r} given, but there is no such file or folder. "
-            f"Expected a file that ends in {', '.join(SUFFIXES)}{also}; correct the path."
-        )
-    if not path.name.endswith(SUFFIXES):
-        raise InputError(f"{key}: {given!r} given, expected a file that ends in {', '.join(SUFFIXES)}.")
-    return path
+    name = str(files[0]) + (f" and {len(files) - 1} more" if len(files) > 1 else "")
+    return Source(name, records, document, summary, tuple(files), needs_summary)
 
 
 # ------------------------------------------------------------------------------------------------ one record

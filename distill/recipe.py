@@ -5,10 +5,10 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, StringConstraints, model_validator
 
+from distill.corpus_settings import Corpus, Paths
 from distill.sections import (
     Architecture,
     Benchmark,
-    Corpus,
     Evaluate,
     Generation,
     Languages,
@@ -224,8 +224,8 @@ class Labels(Generation):
 
     teacher: str | None = None
     """One of `teachers`; by default that of the labels' own name."""
-    documents: str | None = None
-    """A file of other documents to label (of the kinds of `corpus.train`), in place of the training split; it needs no
+    documents: Paths | None = None
+    """Files of other documents to label (as `corpus.train`), in place of the training split; it needs no
     summaries."""
     max_documents: Positive | None = None
     """A seeded sample of `documents`; by default all."""

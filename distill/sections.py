@@ -1,4 +1,4 @@
-"""The blocks of a recipe that stand for themselves: corpus, training, decoding, what is built from scratch.
+"""The blocks of a recipe that stand for themselves: training, decoding, what is built from scratch.
 
 `recipe.py` puts them together.
 """
@@ -44,41 +44,6 @@ class Section(BaseModel):
     """Base of every block of the recipe: unknown keys are refused, fields are documented below their name."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, use_attribute_docstrings=True)
-
-
-class Corpus(Section):
-    """The examples, and how they are cut."""
-
-    train: str
-    """A file (JSON lines .jsonl or .json, .csv, .tsv; also .xz or .gz; .parquet; .source with a .target beside it), a
-    folder of train.*, validation.* and test.* files of these kinds, the name of a Hugging Face dataset, or `docstrings`,
-    the built-in corpus."""
-    validation: str | None = None
-    """A file; left out where `train` is no file."""
-    test: str | None = None
-    """A file; left out where `train` is no file."""
-    config: str | None = None
-    """The configuration of a Hugging Face dataset, such as `ro-en` of wmt/wmt16."""
-    document: str | None = None
-    """The field that holds the document; a field of a field is `translation.en`. By default `document`, or that of a known
-    dataset."""
-    summary: str | None = None
-    """The field that holds the summary, or a list of them: students learn the first, scores take the best. By default
-    `summary`, or that of a known dataset."""
-    max_source_tokens: Annotated[Whole, Field(ge=8)] | None = None
-    """Documents are cut here (counted); by default at the model's positions, at most 1024."""
-    max_target_tokens: Positive = 128
-    """Training summaries are cut here; scores always use the whole reference."""
-    max_examples: dict[Literal["train", "validation", "test"], Positive] = {}
-    """A seeded sample of this many examples of a split; by default all."""
-
-    @model_validator(mode="after")
-    def _two_fields(self) -> "Corpus":
-        if (self.document or "document") == (self.summary or "summary"):
-            raise ValueError(
-                f"document and summary are both the field {self.document or self.summary!r}; name two fields"
-            )
-        return self
 
 
 class Languages(Section):

@@ -514,7 +514,7 @@ def test_names_of_the_hub_without_a_network(place: Path) -> None:
     ]  # fmt: skip
     hints = (
         "download the model elsewhere and give its folder",
-        "write its splits with to_parquet, and give their folder",
+        "write it with save_to_disk, and give that folder",
     )
     for job, part, hint in zip(jobs, said.values(), hints, strict=True):
         _, text = job.communicate(timeout=120)

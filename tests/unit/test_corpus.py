@@ -11,11 +11,11 @@ import pytest
 
 from distill import docstrings, reading
 from distill.corpus import prepare_corpus, quantiles, read_split
+from distill.corpus_settings import Corpus
 from distill.docstrings import read_docstrings, split_docstring, split_of
 from distill.errors import InputError
 from distill.reading import sources
 from distill.run import SPLITS
-from distill.sections import Corpus
 from tests.conftest import SHARED, make_rows, write_corpus
 
 

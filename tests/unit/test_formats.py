@@ -14,10 +14,10 @@ import pytest
 from datasets.packaged_modules.parquet.parquet import Parquet
 
 from distill.corpus import prepare_corpus, read_references, read_split
+from distill.corpus_settings import Corpus
 from distill.errors import InputError
-from distill.formats import read_records
+from distill.formats import Columns, read_records
 from distill.reading import Example, sources
-from distill.sections import Corpus
 from tests.conftest import SHARED, make_rows, write_corpus
 
 SIZES = {"train": 30, "validation": 4, "test": 5}
@@ -129,7 +129,9 @@ def test_a_translation_needs_a_direction() -> None:
 def test_a_dataset_that_cannot_be_loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path))
     monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
-    with pytest.raises(InputError, match=r"'no/such' is no file or folder here, and .*cannot be loaded: .*to_parquet"):
+    with pytest.raises(
+        InputError, match=r"'no/such' is no file or folder here, and .*cannot be loaded: .*save_to_disk"
+    ):
         list(sources(Corpus(train="no/such"))["train"].examples())
 
 
@@ -154,14 +156,15 @@ def read_train(path: Path) -> None:
 BAD_FILES: dict[str, tuple[bytes, str]] = {
     "a.csv": (b'document,summary\n"x,y', r"a.csv, line 2: not CSV \(unexpected end of data\)"),
     "b.csv": (b"document,summary\nx,y\nx,y,z\n", "b.csv, line 3: 3 fields, but the first line names 2"),
-    "c.csv": (b"document,document\nx,y\n", "the column 'document' is there twice"),
+    "c.csv": (b"document,document\nx,y\n", "c.csv, line 1: no field 'summary'; its fields are 'document', 'document'"),
+    "l.csv": (b"document,document,summary\nx,y,z\n", "the column 'document' is there twice"),
     "d.tsv": (b"text\tsummary\nx\ty\n", "no field 'document'; its fields are 'text', 'summary'"),
     "e.csv": (b"document,summary\nx\x00,y\n", "a NUL character at character 1"),
     "f.parquet": (b"PAR1 torn", "f.parquet cannot be read: .*copy it again"),
     "g.source": (b"one\n", "has no g.target beside it"),
     "h.jsonl": (b'{"document": "x", "summary": ["y", 3]}', r"'summary\[1\]' is int, expected a text"),
     "i.jsonl": (b'{"document": {"text": "x"}, "summary": "y"}', "'document' is dict, expected a text"),
-    "j.json": (b'[\n{"document": "x", "summary": "y"}\n]', r"line 1: not JSON"),
+    "j.jsonl": (b'[\n{"document": "x", "summary": "y"}\n]', r"line 1: not JSON.*one array of objects, name it .json"),
     "k.docx": (b"", "expected a file that ends in .jsonl"),
 }
 
@@ -203,7 +206,7 @@ def test_a_large_row_group_is_not_held_whole(tmp_path: Path) -> None:
     size, pool = (tmp_path / "a.parquet").stat().st_size, pa.default_memory_pool()
     held = 0
     del texts
-    for number, _ in enumerate(read_records(tmp_path / "a.parquet", ("document", "summary"))):
+    for number, _ in enumerate(read_records(tmp_path / "a.parquet", Columns(("document", "summary")))):
         if number % 1000 == 0:
             held = max(held, pool.bytes_allocated())
     assert held < size / 3

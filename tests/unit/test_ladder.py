@@ -11,6 +11,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 RUNGS = [
     {"errors", "sections"},
+    {"corpus_settings", "text_files"},
     {
         "preemption",
         "recipe",
@@ -19,12 +20,14 @@ RUNGS = [
         "scores",
         "docstrings",
         "signal",
-        "formats",
+        "json_array",
         "duplicates",
         "families",
     },
     {
         "files",
+        "formats",
+        "splitting",
         "layers",
         "recipe_file",
         "distributed",
@@ -34,7 +37,7 @@ RUNGS = [
         "determinism",
         "folder",
     },
-    {"hub", "run", "plan", "distillation", "checkpoint", "student", "claim"},
+    {"hub", "corpus_files", "run", "plan", "distillation", "checkpoint", "student", "claim"},
     {"reading", "search", "changes", "shards", "weights_and_biases", "head"},
     {"stages", "tracking", "preflight", "tokens", "corpus", "objective", "generation"},
     {"pretrained", "ctranslate", "summaries", "batching"},

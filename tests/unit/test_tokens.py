@@ -10,11 +10,11 @@ import pytest
 from transformers import AutoTokenizer
 
 from distill.corpus import prepare_corpus
+from distill.corpus_settings import Corpus
 from distill.data import tokenize_corpus, training_tokens
 from distill.errors import InputError
 from distill.recipe_file import parse_recipe
 from distill.run import Run
-from distill.sections import Corpus
 from distill.tokens import SCHEMA, Encoder, TokenRows, hash_rows, table_tokens, tokenize
 from tests.conftest import make_rows, write_corpus
 
