@@ -26,6 +26,13 @@ def one_character(value: Any) -> Any:
     return value
 
 
+def shown_paths(paths: str | list[str]) -> str:
+    """Return paths as a message or the report names them."""
+    several = [paths] if isinstance(paths, str) else paths
+    more = f" and {len(several) - 3} more" if len(several) > 3 else ""
+    return ", ".join(several[:3]) + more
+
+
 Paths = Annotated[str | list[str], BeforeValidator(one_or_several_paths)]
 Counts = Annotated[dict[Literal["train", "validation", "test"], Positive], BeforeValidator(counts_of_splits)]
 Delimiter = Annotated[str, BeforeValidator(one_character)]

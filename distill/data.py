@@ -70,17 +70,32 @@ def training_tokens(run: Run, encoder: Encoder, train_on: Mapping[str, float]) -
     return Tokens(source, target, cut), ids
 
 
-def tokenize_corpus(run: Run, encoder: Encoder, teacher: str) -> None:
+def tokenize_corpus(run: Run, encoder: Encoder, teacher: str) -> list[dict[str, Any]]:
     """Make the token files of the documents and gold summaries that `teacher` and its students read whole; those of labels
-    are made by the first training that reads them."""
+    are made by the first training that reads them.
+
+    Return how many texts of each kind are cut at which limit.
+    """
     students = {name for name, student in run.recipe.students.items() if student.teacher == teacher}
     read = {source for name in students for source in run.recipe.students[name].train_on}
     labels = [one for one in run.label_sets() if one.teacher == teacher or one.name in read]
     searched = any(run.evaluate_settings(one).search for one in run.members() if one.name in {teacher, *students})
-    documents = {run.split("train"), run.split("test"), *(labelled_documents(run, one) for one in labels)}
-    for table in sorted(documents | ({run.split("validation")} if searched else set())):
-        table_tokens(encoder, table, "document", run.tokens)
-    table_tokens(encoder, run.split("train"), "summary", run.tokens)
+    documents = {run.split("train"): "train documents", run.split("test"): "test documents"}
+    if searched:
+        documents[run.split("validation")] = "validation documents"
+    for one in labels:
+        documents.setdefault(labelled_documents(run, one), f"documents of {one}")
+    cuts = []
+    for table, what in documents.items():
+        _, cut = table_tokens(encoder, table, "document", run.tokens)
+        cuts.append(_counted(what, "max_source_tokens", encoder.max_source_tokens, cut))
+    _, cut = table_tokens(encoder, run.split("train"), "summary", run.tokens)
+    cuts.append(_counted("train summaries", "max_target_tokens", encoder.max_target_tokens, cut))
+    return cuts
+
+
+def _counted(what: str, limit: str, tokens: int, cut: npt.NDArray[np.bool_]) -> dict[str, Any]:
+    return {"what": what, "limit": limit, "tokens": tokens, "cut": int(cut.sum()), "of": len(cut)}
 
 
 @dataclass(frozen=True)

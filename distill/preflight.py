@@ -9,7 +9,7 @@ from distill.distillation import distillation, student_layers
 from distill.errors import InputError
 from distill.families import Shape, shape_of
 from distill.hub import hub_dataset
-from distill.reading import documents_source
+from distill.reading import check_first_example, check_first_examples, documents_source
 from distill.recipe import Recipe, Teacher
 from distill.sections import Architecture
 
@@ -60,6 +60,18 @@ def check_recipe(recipe: Recipe) -> None:
             check_teacher(recipe, name, shape)
     for name, labels in recipe.labels.items():
         documents_source(recipe.corpus, labels, name)
+
+
+def check_corpus(recipe: Recipe) -> None:
+    """Read the first example of every split, and of other documents that are labelled.
+
+    Raise InputError if one is not as the recipe says: a missing field, another delimiter, another encoding.
+    """
+    check_first_examples(recipe.corpus)
+    for name, labels in recipe.labels.items():
+        source = documents_source(recipe.corpus, labels, name)
+        if source:
+            check_first_example(source, f"labels.{name}.documents")
 
 
 def check_teacher(recipe: Recipe, name: str, shape: Shape) -> None:

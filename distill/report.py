@@ -12,6 +12,8 @@ import matplotlib.pyplot as plt
 import pyarrow.parquet as pq
 
 from distill.corpus import read_references
+from distill.corpus_settings import shown_paths
+from distill.corpus_warnings import corpus_warnings
 from distill.families import shape_of
 from distill.files import read_json, read_jsonl
 from distill.pretrained import load_config
@@ -175,19 +177,17 @@ def _heading(run: Run, rows: list[Row]) -> str:
     counts = ", ".join(f"{split} {manifest[split]['examples']:,}" for split in manifest)
     words = manifest["test"]
     return (
-        f"# {run.recipe.name}\n\nCorpus: {run.recipe.corpus.train} ({counts} examples; test documents of "
+        f"# {run.recipe.name}\n\nCorpus: {shown_paths(run.recipe.corpus.train)} ({counts} examples; test documents of "
         f"{words['document_words']['mean']:.0f} words, summaries of {words['summary_words']['mean']:.0f}). "
-        f"Seed {run.recipe.seed}. The recipe is [recipe.yaml](../recipe.yaml).\n{_overlap(words)}"
+        f"Seed {run.recipe.seed}. The recipe is [recipe.yaml](../recipe.yaml).\n{warnings_block(corpus_warnings(run, least_share=0.0))}"
     )
 
 
-def _overlap(counts: dict[str, Any]) -> str:
-    alike = counts["near_duplicates_in_train"]
-    return (
-        f"\n**{alike} of {counts['examples']} test documents stand, nearly word for word, in train.**\n"
-        if alike
-        else ""
-    )
+def warnings_block(sentences: list[str]) -> str:
+    """Return the warnings about the corpus as a list; nothing if there are none."""
+    if not sentences:
+        return ""
+    return "\n**To know about the corpus:**\n\n" + "".join(f"- {sentence}\n" for sentence in sentences)
 
 
 def _metrics(run: Run) -> tuple[str, ...]:

@@ -72,6 +72,11 @@ class Member:
         return self.folder / "cache"
 
     @property
+    def cuts(self) -> Path:
+        """How many texts of the corpus are cut as this member's tokenizer reads them."""
+        return self.folder / "cuts.json"
+
+    @property
     def search(self) -> Path:
         """The best decoding on the validation split, and all that were tried."""
         return self.folder / "search.json"
@@ -167,6 +172,11 @@ class Run:
         return self.folder / "corpus"
 
     @property
+    def corpus_warnings(self) -> Path:
+        """A list of sentences that a user should read; empty if all is well. The last file that prepare writes."""
+        return self.corpus / "warnings.json"
+
+    @property
     def corpus_record(self) -> Path:
         """The hash of the corpus that the run's results were made from; stays where the corpus is deleted."""
         return self.folder / "corpus.json"
@@ -208,9 +218,9 @@ class Run:
         return [self.label_set(name) for name in self.recipe.labels]
 
     def is_prepared(self) -> bool:
-        """True where the corpus, and all other documents that are labelled, are there."""
+        """True where the corpus with its warnings, and all other documents that are labelled, are there."""
         extra = [labels for labels in self.label_sets() if labels.settings.documents]
-        return self.corpus.exists() and all(labels.documents.exists() for labels in extra)
+        return self.corpus_warnings.exists() and all(labels.documents.exists() for labels in extra)
 
     def members(self) -> list[Member]:
         """All teachers, then all students, in the recipe's order."""

@@ -9,20 +9,13 @@ from typing import TYPE_CHECKING, Any
 
 from distill.errors import InputError
 from distill.recipe import Teacher
-from distill.run import Run
+from distill.run import Member, Run
 from jobs.start import Arguments, main
 
 if TYPE_CHECKING:
     from distill.tokens import Encoder
 
 log = logging.getLogger(__name__)
-
-WARNINGS = {
-    "duplicate_ids": "have an id that another one has",
-    "duplicate_documents": "are the same text as one before them",
-    "near_duplicates": "are nearly the same text as one before them",
-    "near_duplicates_in_train": "stand, nearly word for word, in the training split too: its scores may be too good",
-}
 
 
 def prepare(arguments: Arguments) -> None:
@@ -31,14 +24,18 @@ def prepare(arguments: Arguments) -> None:
         log.info("%s is complete", run.corpus)
         return
 
+    from distill.corpus_warnings import corpus_warnings, record_cuts, write_warnings
     from distill.data import tokenize_corpus
 
     encoders = _check_models(run)
     _prepare_documents(run)
     if not run.corpus.exists():
         _prepare_corpus(run)
-    for teacher, encoder in encoders:
-        tokenize_corpus(run, encoder, teacher)
+    for member, teacher, encoder in encoders:
+        record_cuts(member, tokenize_corpus(run, encoder, teacher))
+    for sentence in corpus_warnings(run, least_share=0.0):
+        log.warning("%s", sentence)
+    write_warnings(run)
 
 
 def _prepare_documents(run: Run) -> None:
@@ -81,13 +78,15 @@ def _log_counts(what: str, counts: dict[str, Any]) -> None:
         counts["document_words"]["mean"],
         counts["summary_words"]["mean"],
     )
-    for key, warning in WARNINGS.items():
-        if counts.get(key):
-            log.warning("%s: %d of %d documents %s", what, counts[key], counts["examples"], warning)
+    for file, encoding in counts["encodings"].items():
+        log.info("%s is read as %s, as its byte order mark says", file, encoding)
 
 
-def _check_models(run: Run) -> "list[tuple[str, Encoder]]":
-    """Refuse here, before any work, what the launcher could not see without torch and the hub; how the models read texts."""
+def _check_models(run: Run) -> "list[tuple[Member, str, Encoder]]":
+    """Refuse here, before any work, what the launcher could not see without torch and the hub.
+
+    Return how the given models read texts, with the name of the teacher whose prefix and languages they have.
+    """
     from distill.families import shape_of
     from distill.preflight import base_shape, check_student, check_teacher, teacher_shape
     from distill.pretrained import check_same_tokenizer
@@ -99,14 +98,14 @@ def _check_models(run: Run) -> "list[tuple[str, Encoder]]":
             config, tokenizer, encoder = _reading(run, teacher, teacher.model)
             shape = shape_of(config, f"teachers.{name}.model")
             check_teacher(recipe, name, shape)
-            encoders.append((name, encoder))
+            encoders.append((run.member("teachers", name), name, encoder))
         assert shape is not None
         for student_name, student in recipe.students.items():
             if student.teacher == name and student.model is not None:
                 config, own, encoder = _reading(run, teacher, student.model)
                 base = base_shape(recipe, student_name, shape) or shape_of(config, f"students.{student_name}.model")
                 check_student(recipe, student_name, shape, base)
-                encoders.append((name, encoder))
+                encoders.append((run.member("students", student_name), name, encoder))
                 if student.objective.needs_teacher and tokenizer is not None:
                     check_same_tokenizer(own, tokenizer, student_name, name)
     return encoders

@@ -27,6 +27,7 @@ def make_teacher(arguments: Arguments) -> None:
     import torch
 
     from distill.corpus import read_split
+    from distill.corpus_warnings import record_cuts, write_warnings
     from distill.data import encoder_of, tokenize_corpus
     from distill.files import atomic_folder
     from distill.pretrained import build_model, load_pair, train_tokenizer
@@ -42,9 +43,11 @@ def make_teacher(arguments: Arguments) -> None:
         torch.manual_seed(run.recipe.seed)
         generation = run.evaluate_settings(member).generation
         model = build_model(settings.architecture, tokenizer, generation, run.recipe.corpus.max_target_tokens)
+    encoder = encoder_of(run, settings, tokenizer, model.config.to_dict())
+    record_cuts(member, tokenize_corpus(run, encoder, member.name))
+    write_warnings(run)
     with atomic_folder(member.initial) as folder:
         save_model(model, tokenizer, folder)
-    tokenize_corpus(run, encoder_of(run, settings, tokenizer, model.config.to_dict()), member.name)
     log.info("%s: %.1f M parameters", member, model.num_parameters() / 1e6)
 
 

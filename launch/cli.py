@@ -12,7 +12,7 @@ from rich.console import Console
 from distill.changes import check_unchanged
 from distill.errors import InputError
 from distill.preemption import StopFlag, StoppedError
-from distill.preflight import check_recipe
+from distill.preflight import check_corpus, check_recipe
 from distill.reading import sources
 from distill.recipe import Recipe
 from distill.recipe_file import load_recipe
@@ -60,6 +60,8 @@ def run(
         world = local.processes_here(processes)
         planned = Run(loaded, runs / loaded.name)
         check_unchanged(planned)
+        if not planned.corpus.exists():
+            check_corpus(loaded)
         if dry_run:
             here = overview.this_machine(world)
             place = overview.cluster(planned, profile, profile_file) if profile and profile_file else here
@@ -155,6 +157,7 @@ def examine(
         loaded = load_recipe(recipe, overrides) if recipe else None
         if loaded:
             check_recipe(loaded)
+            check_corpus(loaded)
         try:
             stop.listen(signal.SIGINT)
             if profile and profile_file:

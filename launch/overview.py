@@ -8,6 +8,7 @@ from pathlib import Path
 from rich.console import Console
 
 from distill import plan
+from distill.corpus_settings import shown_paths
 from distill.distillation import distillation, student_layers
 from distill.families import Shape
 from distill.files import read_json
@@ -149,7 +150,7 @@ def _steps(train: Train, evaluate: Evaluate, examples: int | None) -> str:
 
 def _labels(run: Run, labels: LabelSet) -> str:
     settings = labels.settings
-    documents = settings.documents or "the training split"
+    documents = shown_paths(settings.documents) if settings.documents else "the training split"
     given = settings.model_dump(include=set(Generation.model_fields), exclude_none=True)
     decoding = ", ".join(f"{key} {value}" for key, value in given.items()) or "the teacher's own decoding"
     rules = ", ".join(f"{rule} {bound}" for rule, bound in settings.keep_if.given.items()) or "all labels are kept"

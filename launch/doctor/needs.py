@@ -40,7 +40,7 @@ def needs_of(recipe: Recipe, processes: int) -> Needs:
     models = dict.fromkeys(settings.model for settings in given if settings.model)
     documents = [documents_source(recipe.corpus, labels, name) for name, labels in recipe.labels.items()]
     read = [*sources(recipe.corpus).values(), *(source for source in documents if source)]
-    files = [source.file for source in read if source.file]
+    files = [file for source in read for file in source.files]
     run = Run(_with_cached_models(recipe), Path())
     trained = [member for member in run.members() if run.train_settings(member)]
     known = {str(member): (_memory_gb(run, member, processes), _room_gb(run, member)) for member in trained}

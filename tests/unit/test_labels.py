@@ -173,7 +173,7 @@ def test_what_was_not_begun_may_be_corrected(tokenizer: Any, tmp_path: Path) -> 
         make_run(tmp_path, tokenizer, good | {"more": more})
     write_corpus(tmp_path / "again")
     corrected = make_run(tmp_path, tokenizer, good | {"more": more | {"documents": str(tmp_path / "again/test.jsonl")}})
-    assert corrected.is_prepared()
+    assert corrected.label_set("more").documents.exists()
     with pytest.raises(InputError, match=r"labels.more.documents: .* when the run began"):
         make_run(tmp_path, tokenizer, good | {"more": more})
 

@@ -38,7 +38,7 @@ RUNGS = [
         "folder",
     },
     {"hub", "corpus_files", "run", "plan", "distillation", "checkpoint", "student", "claim"},
-    {"reading", "search", "changes", "shards", "weights_and_biases", "head"},
+    {"reading", "corpus_warnings", "search", "changes", "shards", "weights_and_biases", "head"},
     {"stages", "tracking", "preflight", "tokens", "corpus", "objective", "generation"},
     {"pretrained", "ctranslate", "summaries", "batching"},
     {"data", "speed", "report", "teacher"},

@@ -1,8 +1,6 @@
-from distill.report import _overlap
+from distill.report import warnings_block
 
 
-def test_a_test_set_that_stands_in_train_is_said_so() -> None:
-    assert _overlap({"near_duplicates_in_train": 0, "examples": 10}) == ""
-    assert "**2 of 10 test documents stand, nearly word for word, in train.**" in _overlap(
-        {"near_duplicates_in_train": 2, "examples": 10}
-    )
+def test_what_is_to_know_of_the_corpus_stands_below_the_heading() -> None:
+    assert warnings_block([]) == ""
+    assert warnings_block(["One is cut.", "Two."]) == "\n**To know about the corpus:**\n\n- One is cut.\n- Two.\n"

@@ -63,7 +63,7 @@ def test_files_decide_what_is_complete(tmp_path: Path) -> None:
     graph = {stage.name: stage for stage in stages(run)}
     student.best.mkdir(parents=True)
     for name, path in (
-        ("prepare", run.corpus),
+        ("prepare", run.corpus_warnings),
         ("shrink-student-s", student.initial),
         ("train-student-s", student.final),
     ):

@@ -1,5 +1,6 @@
 """A split by the project: near-duplicates on one side, the same twice, and as many as asked."""
 
+import itertools
 import json
 import random
 from pathlib import Path
@@ -107,7 +108,7 @@ def test_one_file_is_split_and_nothing_is_lost(tmp_path: Path) -> None:
     splits = prepared(path, tmp_path / "a", split={"validation": 30, "test": 40})
     assert [len(splits[name]) for name in ("validation", "test")] == [30, 40]
     numbers = [[int(row["id"]) for row in rows] for rows in splits.values()]
-    assert sorted(sum(numbers, [])) == [*range(300), 301] and all(some == sorted(some) for some in numbers)
+    assert sorted(itertools.chain(*numbers)) == [*range(300), 301] and all(some == sorted(some) for some in numbers)
     manifest = json.loads((tmp_path / "a" / "manifest.json").read_text())["splits"]
     assert {name: manifest[name]["near_duplicates_in_train"] for name in COUNTS} == {"validation": 0, "test": 0}
     assert [manifest[name]["read"] for name in splits] == [232, 30, 40]
@@ -138,7 +139,11 @@ def test_only_validation_is_taken_and_a_sample_of_train(tmp_path: Path) -> None:
 
 
 WRONG: dict[str, tuple[list[str], dict[str, int], str]] = {
-    "too many": (texts_with_copies(60), {"validation": 30, "test": 30}, r"\{validation: 30, test: 30\} given, but .* 60"),
+    "too many": (
+        texts_with_copies(60),
+        {"validation": 30, "test": 30},
+        r"\{validation: 30, test: 30\} given, but .* 60",
+    ),
     "all alike": (["a b c d e f g", "A b c d e f g", "a b c d e f g."], {"test": 1}, "smallest group has 3 of the 3"),
 }
 
