@@ -41,7 +41,7 @@ def _of_counts(name: str, counts: dict[str, Any]) -> list[str]:
     total = f"{counts['examples']:,}"
     dropped = counts["dropped"]
     if dropped:
-        reasons = ", ".join(f"{count:,} with an {reason}" for reason, count in dropped.items())
+        reasons = ", ".join(f"{reason} ({count:,})" for reason, count in dropped.items())
         sentences.append(f"{sum(dropped.values()):,} of {counts['read']:,} {name} rows are dropped: {reasons}.")
     if counts["duplicate_ids"]:
         sentences.append(f"{counts['duplicate_ids']:,} of {total} {name} examples have the id of an earlier one.")

@@ -52,7 +52,7 @@ def test_every_trouble_is_a_sentence(tmp_path: Path) -> None:
     write_rows(folder / "train.jsonl", train)
     write_rows(folder / "test.jsonl", train[:2] + different_rows(6, 100))
     assert corpus_warnings(prepared(tmp_path, {"train": str(folder)})) == [
-        "1 of 13 train rows are dropped: 1 with an empty document.",
+        "1 of 13 train rows are dropped: empty document (1).",
         "1 of 12 train examples have the id of an earlier one.",
         "2 of 12 train documents repeat an earlier one, nearly word for word (2 of them exactly).",
         "2 of 8 test documents are in the training split too, nearly word for word: scores on test may be too good.",
