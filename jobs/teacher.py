@@ -28,9 +28,9 @@ def make_teacher(arguments: Arguments) -> None:
 
     from distill.corpus import read_split
     from distill.data import encoder_of, tokenize_corpus
+    from distill.export import save_model
     from distill.files import atomic_folder
     from distill.pretrained import build_model, load_pair, train_tokenizer
-    from distill.student import save_model
 
     if settings.model is not None:
         model, tokenizer = load_pair(settings.model, settings.languages)
@@ -42,9 +42,12 @@ def make_teacher(arguments: Arguments) -> None:
         torch.manual_seed(run.recipe.seed)
         generation = run.evaluate_settings(member).generation
         model = build_model(settings.architecture, tokenizer, generation, run.recipe.corpus.max_target_tokens)
+    encoder = encoder_of(run, settings, tokenizer, model.config.to_dict())
+    tokenizer.model_max_length = encoder.max_source_tokens
+    model.config.prefix = settings.prefix
     with atomic_folder(member.initial) as folder:
         save_model(model, tokenizer, folder)
-    tokenize_corpus(run, encoder_of(run, settings, tokenizer, model.config.to_dict()), member.name)
+    tokenize_corpus(run, encoder, member.name)
     log.info("%s: %.1f M parameters", member, model.num_parameters() / 1e6)
 
 

@@ -37,7 +37,7 @@ RUNGS = [
     {"hub", "run", "plan", "distillation", "checkpoint", "student", "claim"},
     {"reading", "search", "changes", "shards", "weights_and_biases", "head"},
     {"stages", "tracking", "preflight", "tokens", "corpus", "objective", "generation"},
-    {"pretrained", "ctranslate", "summaries", "batching"},
+    {"pretrained", "ctranslate", "export", "summaries", "batching"},
     {"data", "speed", "report", "teacher"},
     {"engine", "teacher_cache", "task"},
     {"scoring", "trainer", "engines", "evaluation"},
