@@ -32,7 +32,7 @@ def teacher_name(family: str, key: str) -> str:
 @pytest.mark.parametrize("family", sorted(STARTS))
 def test_weight_for_weight(family: str, tokenizer: Any, tmp_path: Path) -> None:
     teacher = make_model(family, tokenizer)
-    student = shrink(teacher, ENCODER, DECODER)
+    student = shrink(teacher, ENCODER, DECODER, {"teacher": "t"})
     save_model(student, tokenizer, tmp_path)
     reloaded = AutoModelForSeq2SeqLM.from_pretrained(tmp_path)
     expected = teacher.state_dict()
