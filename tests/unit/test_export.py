@@ -74,6 +74,8 @@ def export(folder: Path, name: str, recipe: Generation = GREEDY) -> Path:
     )
     tokenizer(text_target=["the quick brown fox"] * 2, truncation=True, max_length=3, padding="max_length")
     tokenizer.model_max_length = LIMIT
+    if name == "Marian":  # the hub's begin with a zero embedding; CTranslate2 relies on it
+        teacher.get_input_embeddings().weight.data[tokenizer.pad_token_id] = 0
     student = shrink(teacher, [0, 2], [1, 2])
     student.config.prefix = KINDS[name].prefix
     save_model(student, tokenizer, folder / "best", generation_config(student, recipe, 12))
