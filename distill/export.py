@@ -83,6 +83,9 @@ def save_tokenizer(tokenizer: Any, folder: Path) -> None:
         # The name of this class in transformers 4, where it also returns token types unless told otherwise.
         config["tokenizer_class"] = "PreTrainedTokenizerFast"
         config["model_input_names"] = ["input_ids", "attention_mask"]
+    if isinstance(config.get("extra_special_tokens"), list):
+        # The name of transformers 4, which 5 reads too; under the new one 4 expects a dictionary.
+        config["additional_special_tokens"] = config.pop("extra_special_tokens")
     if config.get("bos_token") is None and "cls_token" in config:
         config["bos_token"] = config["cls_token"]  # mBART-50 has none, and CTranslate2 does not load without
     write_json(path, config)

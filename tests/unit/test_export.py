@@ -120,6 +120,20 @@ def test_a_tokenizer_from_scratch_has_the_class_name_that_transformers_4_knows(t
     assert committed["tokenizer_class"] == "PreTrainedTokenizerFast" and committed["model_max_length"] == 128
 
 
+@pytest.mark.parametrize("name", KINDS)
+def test_tokenizers_of_the_hub_are_written_in_words_that_transformers_4_reads(name: str, tmp_path: Path) -> None:
+    """There `extra_special_tokens` is a dictionary, and a list of them has its old name; the token ids are the same."""
+    tokenizer = KINDS[name].tokenizer()
+    save_tokenizer(tokenizer, tmp_path)
+    assert isinstance(read_json(tmp_path / "tokenizer_config.json").get("extra_special_tokens", {}), dict)
+    save_tiny(tmp_path / "whole", name)  # its config.json tells the class
+    save_tokenizer(tokenizer, tmp_path / "whole")
+    loaded = AutoTokenizer.from_pretrained(tmp_path / "whole")
+    text = "the fox</s> ro_RO __ro__ <extra_id_0> <mask>"
+    assert loaded(text)["input_ids"] == tokenizer(text)["input_ids"]
+    assert set(tokenizer.all_special_ids) <= set(loaded.all_special_ids)
+
+
 CTRANSLATE2_KINDS = [name for name, kind in KINDS.items() if kind.family in CONVERTED]
 # transformers 5 says of every T5 that its head is tied, so CTranslate2's converter scales the logits of these: greedy
 # search does not care, beam search does. With transformers 4 the converter is right.
