@@ -10,14 +10,12 @@ import torch
 from transformers import GenerationConfig, PreTrainedModel
 
 from distill.errors import InputError
-from distill.generation import Candidate, decode_texts, longest_output
+from distill.families import NORMS
+from distill.generation import Candidate, decode_texts, longest_output, shortest_output
 from distill.head import output_scale
 
 COMPUTE = {"fp32": "float32", "fp16": "float16", "int8": "int8"}
 
-# Fields that CTranslate2's converter reads and the configs of transformers 5 do not have: norms before or after each
-# block, and a norm of the embeddings.
-NORMS = {"bart": (False, True), "mbart": (True, True), "pegasus": (True, False), "marian": (False, False)}
 CONVERTED = (*NORMS, "m2m_100", "t5", "mt5")
 
 
@@ -71,6 +69,8 @@ def _converter() -> Any:
 
         def _load(self) -> Any:
             spec = super()._load()
+            # CTranslate2 does not load a model whose config has null here, as that of mBART-50; it does not use it.
+            spec.config.bos_token = spec.config.bos_token or self.tokenizer.eos_token
             if self.model.config.model_type != "marian":  # which starts from a zero embedding
                 start = self.model.generation_config.decoder_start_token_id
                 start = self.model.config.decoder_start_token_id if start is None else start
@@ -116,7 +116,7 @@ class CTranslate2:
             repetition_penalty=config.repetition_penalty or 1.0,
             no_repeat_ngram_size=config.no_repeat_ngram_size or 0,
             max_decoding_length=longest,
-            min_decoding_length=config.min_new_tokens or max(0, (config.min_length or 0) - 1),
+            min_decoding_length=shortest_output(config),
             max_input_length=0,
             return_end_token=True,
         )

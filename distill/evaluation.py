@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 from distill.claim import TakenOverError
 from distill.distributed import World
 from distill.errors import InputError
+from distill.export import save_decoding
 from distill.files import atomic_folder, read_json, write_json, write_jsonl
 from distill.generation import HuggingFace
 from distill.preemption import StoppedError
@@ -18,7 +19,7 @@ from distill.search import Point, best_point, points
 from distill.sections import Evaluate
 from distill.shards import fill_each
 from distill.summaries import SummaryWriter, read_summaries
-from distill.task import Task
+from distill.task import Task, decoded
 
 Result = TypeVar("Result")
 
@@ -85,6 +86,7 @@ def score_split(run: Run, member: Member, split: Split, task: Task) -> dict[str,
         }
         for row, one in zip(rows, summaries, strict=True)
     ]
+    _export_decoding(run, member, task)
     with atomic_folder(member.evaluation(split)) as partial:
         write_jsonl(partial / "predictions.jsonl", predictions)
         write_json(partial / "scores.json", scores)
@@ -117,13 +119,22 @@ def write_best(run: Run, member: Member, task: Task) -> dict[str, Any]:
     assert settings.search is not None
     grid = points(settings.search, member)
     results = [read_json(point.result) for point in grid]
+    best = grid[results.index(best_point(results))]
+    generation = settings.generation.model_copy(update=best.settings)
+    _export_decoding(run, member, decoded(task, generation, run.recipe.corpus.max_target_tokens))
     found = {
         "metric": settings.metric,
         "examples": len(task.ids),
-        "best": grid[results.index(best_point(results))].settings,
+        "best": best.settings,
         "points": results,
         "contents": asdict(task.contents),
     }
     write_json(member.search, found)
     shutil.rmtree(member.search_points)
     return found
+
+
+def _export_decoding(run: Run, member: Member, task: Task) -> None:
+    """Write the task's decoding into the weights that the run exports; a model from elsewhere stays as it is."""
+    if run.train_settings(member) is not None:
+        save_decoding(task.config, member.best)

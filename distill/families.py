@@ -57,6 +57,11 @@ FAMILIES: dict[str, Family] = {
 }
 
 
+# Whether a block begins with its norm (else ends with it), and whether the embeddings have a norm. The configs of
+# transformers 5 do not say so any more; CTranslate2's converter reads it there.
+NORMS = {"bart": (False, True), "mbart": (True, True), "pegasus": (True, False), "marian": (False, False)}
+
+
 @dataclass(frozen=True)
 class Shape:
     """What the plans need to know of a model, read from its config."""

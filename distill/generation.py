@@ -50,6 +50,14 @@ def longest_output(config: GenerationConfig) -> int:
     return longest
 
 
+def shortest_output(config: GenerationConfig) -> int:
+    """Return the fewest tokens of a summary, after the start token and before its end token."""
+    if config.min_new_tokens is None:
+        return max(0, (config.min_length or 0) - 1)
+    shortest: int = config.min_new_tokens
+    return shortest
+
+
 def decoding_settings(config: GenerationConfig) -> dict[str, Any]:
     """What of a generation config decides the summaries, for manifests."""
     return {k: v for k, v in config.to_diff_dict().items() if k != "transformers_version"}

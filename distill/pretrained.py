@@ -61,14 +61,22 @@ def load_model(source: str | Path, dtype: torch.dtype | Literal["auto"] = torch.
 
 
 def load_pair(
-    source: str | Path, languages: Languages | None = None, dtype: torch.dtype = torch.float32
+    source: str | Path,
+    languages: Languages | None = None,
+    dtype: torch.dtype = torch.float32,
+    own_decoding: str | Path | None = None,
 ) -> tuple[PreTrainedModel, Any]:
     """A model in eval mode and its tokenizer, both set to `languages` where they are given.
+
+    `own_decoding` is another folder to take the generation config from; see `Run.own_decoding`.
 
     InputError where one is not there, where the tokenizer does not know the languages, or where it has tokens that the
     model has not.
     """
     model, tokenizer = load_model(source, dtype), load_tokenizer(source, languages)
+    if own_decoding is not None and str(own_decoding) != str(source):
+        with _explained(own_decoding):
+            model.generation_config = GenerationConfig.from_pretrained(own_decoding)
     check_vocabulary(tokenizer, model.get_input_embeddings().weight.shape[0], source)
     check_special_tokens(tokenizer, model.config.to_dict(), str(source))
     if getattr(tokenizer, "tgt_lang", None):

@@ -14,6 +14,22 @@ Split = Literal["train", "validation", "test"]
 SPLITS: tuple[Split, ...] = ("train", "validation", "test")
 
 
+WEIGHT_FOLDERS = ("initial", "best", "final")
+
+
+def public_name(model: str) -> str:
+    """Return how others may know a model: its hub name, or a path without the folders above the project.
+
+    >>> public_name("/home/me/models/bart-base"), public_name("/home/me/runs/news/teachers/t/best")
+    ('bart-base', 'news/teachers/t/best')
+    """
+    path = Path(model)
+    if not path.is_absolute() and ".." not in path.parts:
+        return model
+    parts = path.parts[-4:] if path.name in WEIGHT_FOLDERS else path.parts[-1:]
+    return "/".join(parts)
+
+
 @dataclass(frozen=True)
 class Member:
     """A teacher or a student of the run and its folder."""
@@ -241,6 +257,17 @@ class Run:
         """None for a teacher that is taken as it is."""
         return self.settings(member).train
 
+    def origin(self, student: Student) -> dict[str, Any]:
+        """Return what a student's config.json tells about its teacher."""
+        teacher = self.recipe.teachers[student.teacher]
+        return {
+            "run": self.recipe.name,
+            "teacher": student.teacher,
+            "teacher_model": public_name(teacher.model) if teacher.model else "from scratch",
+            "teacher_trained_in_run": teacher.train is not None,
+            "layers_of": public_name(student.model) if student.model else student.teacher,
+        }
+
     def seed(self, member: Member) -> int:
         """Of a member's training: its own, else the recipe's."""
         train = self.train_settings(member)
@@ -263,6 +290,13 @@ class Run:
                 f"{member} has no {member.search}, but the recipe gives evaluate.search; run it first ({job})."
             )
         return settings.generation.model_copy(update=read_json(member.search)["best"])
+
+    def own_decoding(self, member: Member) -> str:
+        """Return the folder or hub name of the generation config that the recipe's keys go over.
+
+        Not that of best/: the recipe's keys and what the search found are in it already.
+        """
+        return self.weights(member) if self.train_settings(member) is None else str(member.initial)
 
     def weights(self, member: Member) -> str:
         """What to load: the best weights, or the given model of a teacher that is not trained."""

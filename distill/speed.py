@@ -31,6 +31,8 @@ class Candidate:
     name: str
     weights: str
     generation: Generation
+    own_decoding: str
+    """The folder or hub name of the generation config that `generation` goes over."""
     max_source_tokens: int
     max_target_tokens: int
     prefix: str = ""
@@ -113,7 +115,7 @@ def _peak_resident_bytes() -> int:
 
 
 def _load(candidate: Candidate, rows: Sequence[Row], world: World) -> _Loaded:
-    model, tokenizer = load_pair(candidate.weights, candidate.languages)
+    model, tokenizer = load_pair(candidate.weights, candidate.languages, own_decoding=candidate.own_decoding)
     encoder = Encoder(tokenizer, candidate.max_source_tokens, candidate.max_target_tokens, candidate.prefix)
     source, _ = encoder([row["document"] for row in rows], "source")
     config = generation_config(model, candidate.generation, candidate.max_target_tokens)

@@ -1,8 +1,8 @@
 """Shrink a teacher: a student with some of its layers and everything else as it is."""
 
 import copy
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -14,22 +14,25 @@ RECORD = "distilled_from"  # the config field that says where a student comes fr
 
 
 def shrink(
-    teacher: PreTrainedModel, encoder_layers: list[int], decoder_layers: list[int], name: str
+    teacher: PreTrainedModel,
+    encoder_layers: list[int],
+    decoder_layers: list[int],
+    origin: Mapping[str, Any] = MappingProxyType({}),
 ) -> PreTrainedModel:
-    """A student made of the given teacher layers (0-based); all other weights are copied as they are.
+    """Return a student of the given teacher layers (0-based); all other weights are copied as they are.
 
-    The student's config records `name` and the copied layers under `distilled_from`. (Shleifer & Rush 2020, 2.1.)
+    The student's config records `origin` and the copied layers under `distilled_from`. (Shleifer & Rush 2020, 2.1.)
     """
-    family = family_of(teacher.config.model_type, name)
+    family = family_of(teacher.config.model_type, "shrink")
     config = copy.deepcopy(teacher.config)
     for field, depth in depth_fields(family, len(encoder_layers), len(decoder_layers)).items():
         if hasattr(config, field):
             setattr(config, field, depth)
-    record = {"teacher": name, "encoder_layers": encoder_layers, "decoder_layers": decoder_layers}
+    record = {**origin, "encoder_layers": encoder_layers, "decoder_layers": decoder_layers}
     setattr(config, RECORD, record)
     student: PreTrainedModel = AutoModelForSeq2SeqLM.from_config(config, dtype=teacher.dtype)
-    tied = _head_is_tied(teacher)
-    if not tied and _head_is_tied(student):
+    tied = head_is_tied(teacher)
+    if not tied and head_is_tied(student):
         # transformers ties every T5 that is built from a config, and unties those that are loaded with another head.
         head = student.get_output_embeddings()
         head.weight = torch.nn.Parameter(torch.empty_like(head.weight))
@@ -84,16 +87,8 @@ def checkpoint_activations(model: PreTrainedModel) -> None:
     model.activation_checkpointing_enable({"use_reentrant": False})
 
 
-def save_model(model: PreTrainedModel, tokenizer: Any, folder: Path, weights: dict[str, Any] | None = None) -> None:
-    """Write Hugging Face format that loads with `from_pretrained` and nothing of ours."""
-    model.save_pretrained(folder, state_dict=weights)
-    tokenizer.save_pretrained(folder)
-    readable = (folder / "config.json").stat().st_mode
-    for file in folder.glob("*.safetensors"):  # written for their owner only, whatever the umask says
-        file.chmod(readable)
-
-
-def _head_is_tied(model: PreTrainedModel) -> bool:
+def head_is_tied(model: PreTrainedModel) -> bool:
+    """Return whether the projection to the vocabulary is the table of the token embeddings."""
     return model.get_output_embeddings().weight is model.get_input_embeddings().weight
 
 

@@ -67,7 +67,7 @@ def decoded(task: Task, generation: Generation, max_target_tokens: int) -> Task:
 
 def _evaluated(run: Run, member: Member, split: Split, generation: Generation, examples: int | None = None) -> Task:
     teacher, weights = run.teacher_settings(member), run.weights(member)
-    model, tokenizer = load_pair(weights, teacher.languages)
+    model, tokenizer = load_pair(weights, teacher.languages, own_decoding=run.own_decoding(member))
     config = generation_config(model, generation, run.recipe.corpus.max_target_tokens)
     engine = {"name": "huggingface", "precision": "fp32"}
     shards, encoder = run.evaluate_settings(member).shards, encoder_of(run, teacher, tokenizer, model.config.to_dict())
@@ -83,7 +83,7 @@ def label_task(run: Run, labels: LabelSet) -> Task:
     if settings.engine.name == "ctranslate2":
         engine["precision"] = precision = "fp32"  # what is converted
         engine["compute"] = settings.engine.compute
-    model, tokenizer = load_pair(weights, teacher.languages, dtype_of(precision))
+    model, tokenizer = load_pair(weights, teacher.languages, dtype_of(precision), run.own_decoding(member))
     config = generation_config(model, _decoding(run, member, settings), run.recipe.corpus.max_target_tokens)
     if settings.best_of:
         if settings.best_of.n > (config.num_beams or 1):

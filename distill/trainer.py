@@ -19,6 +19,7 @@ from distill.claim import Claim
 from distill.determinism import deterministic
 from distill.distributed import World
 from distill.engine import Engine
+from distill.export import save_model
 from distill.files import atomic_folder, read_jsonl, restore_replaced
 from distill.generation import generation_config, summarize
 from distill.objective import Counts, ScoredStudent, TeacherSource
@@ -27,7 +28,7 @@ from distill.preemption import SECONDS_TO_LEAVE, StopFlag, StoppedError
 from distill.run import Member
 from distill.scores import corpus_scores
 from distill.sections import Evaluate, Train, Wandb
-from distill.student import checkpoint_activations, freeze, save_model, set_dropout
+from distill.student import checkpoint_activations, freeze, set_dropout
 from distill.tracking import SAVE, NullTracker, Tracker
 from distill.weights_and_biases import WandbRun
 
@@ -214,12 +215,13 @@ class Trainer:
         log.info("%s: stopping at step %d (%s); checkpoint: %s", self.member, self.step, self.stop.reason, newest)
 
     def export(self, name: str) -> None:
-        """Write best/ or final/ in Hugging Face format."""
+        """Write best/ or final/ in Hugging Face format, with the recipe's decoding; a search comes later."""
         with self.engine.replica() as model:
             if self.world.is_main:
                 self.check_claim()
+                decoding = generation_config(model, self.evaluate.generation, self.data.max_target_tokens)
                 with atomic_folder(self.member.folder / name) as folder:
-                    save_model(model, self.tokenizer, folder)
+                    save_model(model, self.tokenizer, folder, decoding)
         self.world.barrier()
 
     def check_claim(self) -> None:

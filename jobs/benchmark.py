@@ -40,6 +40,7 @@ def benchmark(arguments: Arguments) -> None:
             name=str(member),
             weights=path,
             generation=generation[member],
+            own_decoding=run.own_decoding(member),
             max_source_tokens=source_limit(shape_of(load_config(path), path), corpus.max_source_tokens, str(member)),
             max_target_tokens=corpus.max_target_tokens,
             prefix=run.teacher_settings(member).prefix,

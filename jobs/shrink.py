@@ -25,20 +25,23 @@ def shrink_teacher(arguments: Arguments) -> None:
         return
 
     from distill.distillation import student_layers
+    from distill.export import save_model
     from distill.families import shape_of
     from distill.files import atomic_folder
     from distill.preflight import source_limit
     from distill.pretrained import load_pair
-    from distill.student import save_model, shrink
+    from distill.student import shrink
 
-    weights = settings.model or run.weights(run.member("teachers", settings.teacher))
-    base, tokenizer = load_pair(weights, run.teacher_settings(member).languages)
-    # A path would tell where, not what: a teacher of this run goes by its name.
-    name = settings.model or run.recipe.teachers[settings.teacher].model or settings.teacher
-    shape = shape_of(base.config.to_dict(), name)
-    source_limit(shape, run.recipe.corpus.max_source_tokens, name)
+    teacher = run.member("teachers", settings.teacher)
+    teacher_settings = run.teacher_settings(member)
+    weights = settings.model or run.weights(teacher)
+    own_decoding = settings.model or run.own_decoding(teacher)
+    base, tokenizer = load_pair(weights, teacher_settings.languages, own_decoding=own_decoding)
+    shape = shape_of(base.config.to_dict(), weights)
+    tokenizer.model_max_length = source_limit(shape, run.recipe.corpus.max_source_tokens, weights)
     encoder_layers, decoder_layers = student_layers(run.recipe, member.name, shape)
-    student = shrink(base, encoder_layers, decoder_layers, name)
+    student = shrink(base, encoder_layers, decoder_layers, run.origin(settings))
+    student.config.prefix = teacher_settings.prefix
     with atomic_folder(member.initial) as folder:
         save_model(student, tokenizer, folder)
     log.info(

@@ -29,9 +29,9 @@ def make_teacher(arguments: Arguments) -> None:
     from distill.corpus import read_split
     from distill.corpus_warnings import record_cuts, write_warnings
     from distill.data import encoder_of, tokenize_corpus
+    from distill.export import save_model
     from distill.files import atomic_folder
     from distill.pretrained import build_model, load_pair, train_tokenizer
-    from distill.student import save_model
 
     if settings.model is not None:
         model, tokenizer = load_pair(settings.model, settings.languages)
@@ -46,6 +46,8 @@ def make_teacher(arguments: Arguments) -> None:
     encoder = encoder_of(run, settings, tokenizer, model.config.to_dict())
     record_cuts(member, tokenize_corpus(run, encoder, member.name))
     write_warnings(run)
+    tokenizer.model_max_length = encoder.max_source_tokens
+    model.config.prefix = settings.prefix
     with atomic_folder(member.initial) as folder:
         save_model(model, tokenizer, folder)
     log.info("%s: %.1f M parameters", member, model.num_parameters() / 1e6)

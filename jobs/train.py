@@ -40,10 +40,11 @@ def train(arguments: Arguments) -> None:
     evaluate = run.evaluate_settings(member)
     chosen = run.settings(member)
     train_on = chosen.train_on if isinstance(chosen, Student) else ONLY_GOLD
+    encoder = encoder_of(run, teacher_settings, tokenizer, model.config.to_dict())
+    # Of the exported tokenizer: `tokenizer(text, truncation=True)` cuts documents where this run does.
+    tokenizer.model_max_length = encoder.max_source_tokens
     with world.main_first():  # which makes what files of token ids are missing; the others read them
-        data = load_training_data(
-            run, encoder_of(run, teacher_settings, tokenizer, model.config.to_dict()), evaluate, train_on
-        )
+        data = load_training_data(run, encoder, evaluate, train_on)
     student, teacher = scored_student(run, member, model, tokenizer, data.train, world)
     trainer = Trainer(
         member,

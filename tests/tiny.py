@@ -75,8 +75,9 @@ def save_tiny(folder: Path, name: str, encoder: int = 3, decoder: int = 3, noise
 
 
 def _vocabulary(tokenizer: Any) -> int:
-    """One more than the highest token: M2M100 does not count its languages."""
-    return 1 + max(*tokenizer.all_special_ids, len(tokenizer) - 1)
+    """Return one more than the highest token: M2M100 does not count its languages."""
+    named = 1 + max(*tokenizer.all_special_ids, len(tokenizer) - 1)
+    return named + int(getattr(tokenizer, "num_madeup_words", 0))  # M2M100 has embeddings of words that nobody reads
 
 
 # ------------------------------------------------------------------------------------------------ tokenizers

@@ -181,7 +181,7 @@ def benchmark_step(source: int, target: int, examples: int, rounds: int) -> None
 
     world = distributed.start()
     teacher = bart_large()
-    student = shrink(teacher, list(range(12)), [0, 6, 11], "t")
+    student = shrink(teacher, list(range(12)), [0, 6, 11])
     freeze(student, ["encoder", "embeddings"])
     set_dropout(student, 0.0)
     tokens, batch = make_batch(examples, source, target)

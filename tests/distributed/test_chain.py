@@ -61,7 +61,7 @@ def write_recipe(folder: Path, **changes: Any) -> Path:
             },
         },
         "train": {"batch_examples": 8, "steps": 6, "warmup_steps": 2, "save_every_steps": 3, "log_every_steps": 2},
-        "evaluate": {"every_steps": 3, "examples": 4, "generation": {"num_beams": 2}},
+        "evaluate": {"every_steps": 3, "examples": 4, "generation": {"num_beams": 2, "max_new_tokens": 9}},
         "benchmark": {"documents": 2, "rounds": 1, "batch_sizes": [1, 2]},
         "report": {"examples": 3},
     }
@@ -119,7 +119,69 @@ print(tokenizer.batch_decode(model.generate(**tokenizer(["the fox"], return_tens
     assert result.returncode == 0, result.stderr
     config = read_json(folder / "config.json")
     assert (config["encoder_layers"], config["decoder_layers"]) == (1, 2)
-    assert config["distilled_from"] == {"teacher": "own", "encoder_layers": [0], "decoder_layers": [0, 3]}
+    assert config["distilled_from"] == {
+        "run": "tiny",
+        "teacher": "own",
+        "teacher_model": "from scratch",
+        "teacher_trained_in_run": True,
+        "layers_of": "own",
+        "encoder_layers": [0],
+        "decoder_layers": [0, 3],
+    }
+
+
+def lines_of_the_readme(kind: str) -> list[str]:
+    """The code blocks of README's section on the student."""
+    section = (ROOT / "README.md").read_text(encoding="utf-8").split("## Using the student\n")[1].split("\n## ")[0]
+    return re.findall(rf"```{kind}\n(.*?)```", section, re.DOTALL)
+
+
+def summaries_of(code: str, finished: Path, folder: Path) -> list[str]:
+    """What the code's `summarize` makes of the test documents, in a process that has nothing of ours."""
+    rows = [json.loads(line) for line in (finished / "corpus" / "test.jsonl").read_text().splitlines()]
+    code = code.replace("runs/NAME/students/STUDENT/best", str(folder)).replace("STUDENT-ct2", f"{folder.name}-ct2")
+    code += f"""
+import json, sys
+documents = {[row["document"] for row in rows]!r}
+print(json.dumps([summarize(document) for document in documents]))
+assert not {{"distill", "jobs", "tests"}} & set(sys.modules)
+"""
+    result = subprocess.run([sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, cwd=finished)
+    assert result.returncode == 0, result.stderr
+    texts: list[str] = json.loads(result.stdout)
+    return texts
+
+
+def reported(finished: Path, member: str) -> list[str]:
+    folder = finished / "runs" / "tiny" / member / "evaluation" / "test"
+    return [row["summary"] for row in read_jsonl(folder / "predictions.jsonl")]
+
+
+@pytest.mark.parametrize("member", ["students/short", "students/half", "teachers/own"])
+def test_plain_transformers_gives_the_summaries_of_the_report(finished: Path, member: str) -> None:
+    """By the lines of README: a student with a search, one with a decoding of its own, a trained teacher."""
+    folder = finished / "runs" / "tiny" / member / "best"
+    transformers, _ = lines_of_the_readme("python")
+    assert summaries_of(transformers, finished, folder) == reported(finished, member)
+    decoding = read_json(folder / "generation_config.json")
+    used = read_json(folder.parent / "evaluation" / "test" / "scores.json")["generation"]
+    assert {key: decoding[key] for key in ("num_beams", "max_new_tokens")} == {
+        "num_beams": used.get("num_beams", 1),
+        "max_new_tokens": used["max_new_tokens"],
+    }
+    if member == "students/short":
+        assert read_json(folder.parent / "search.json")["best"].items() <= decoding.items()
+
+
+def test_ctranslate2_gives_the_summaries_of_the_report(finished: Path) -> None:
+    folder = finished / "runs" / "tiny" / "students" / "half" / "best"
+    [command] = lines_of_the_readme("")
+    _, ctranslate2 = lines_of_the_readme("python")
+    words = command.replace("runs/NAME/students/STUDENT/best", str(folder)).replace("STUDENT-ct2", "best-ct2").split()
+    converter = [str(Path(sys.executable).parent / words[0]), *words[1:]]
+    result = subprocess.run(converter, capture_output=True, text=True, cwd=finished)
+    assert result.returncode == 0, result.stderr
+    assert summaries_of(ctranslate2, finished, folder) == reported(finished, "students/half")
 
 
 def test_predictions_are_in_corpus_order_and_the_report_shows_them(finished: Path) -> None:

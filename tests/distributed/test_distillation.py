@@ -39,7 +39,7 @@ def make_trainer(world: World, folder: str, case: dict[str, Any]) -> tuple[Train
     teacher_settings = Teacher(model="here", **case.get("teacher", {}))
     pairs = FROZEN if "freeze" in settings else PAIRS
     teacher_model = make_model(family, tokenizer, noise=0.1)
-    student = shrink(teacher_model, [0, 1, 2] if "freeze" in settings else [0, 2], [1, 3], "t")
+    student = shrink(teacher_model, [0, 1, 2] if "freeze" in settings else [0, 2], [1, 3])
     if settings.get("precision") == "bf16":
         student.bfloat16()
     if "bf16" in (teacher_settings.precision, settings.get("precision")):

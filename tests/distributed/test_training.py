@@ -36,7 +36,7 @@ def make_parts(family: str = "bart") -> tuple[Any, Any, TrainingData]:
     """A student, its tokenizer and its data: the same on every rank."""
     texts = (row[field] for row in make_rows(100) for field in ("document", "summary"))
     tokenizer = train_tokenizer(Tokenizer(kind="bpe", vocabulary=320), "bart", texts)
-    student = shrink(make_model(family, tokenizer), [0, 2], [1, 3], "t")
+    student = shrink(make_model(family, tokenizer), [0, 2], [1, 3])
     rows, held_out = make_rows(40, seed=5), make_rows(5, seed=6)
     data = TrainingData(
         train=tokenize(Encoder(tokenizer, 40, 20), rows),

@@ -40,7 +40,7 @@ RUNGS = [
     {"hub", "corpus_files", "run", "plan", "distillation", "checkpoint", "student", "claim"},
     {"reading", "corpus_warnings", "search", "changes", "shards", "weights_and_biases", "head"},
     {"stages", "tracking", "preflight", "tokens", "corpus", "objective", "generation"},
-    {"pretrained", "ctranslate", "summaries", "batching"},
+    {"pretrained", "ctranslate", "export", "summaries", "batching"},
     {"data", "speed", "report", "teacher"},
     {"engine", "teacher_cache", "task"},
     {"scoring", "trainer", "engines", "evaluation"},

@@ -8,10 +8,10 @@ import torch
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 
 from distill.errors import InputError
+from distill.export import save_model
 from distill.forward import decoder_inputs
 from distill.pretrained import load_pair, load_tokenizer
 from distill.sections import Languages
-from distill.student import save_model
 from distill.tokens import Encoder
 from tests.tiny import save_tiny
 

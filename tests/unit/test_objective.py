@@ -10,13 +10,14 @@ import torch
 from distill.distillation import Distillation
 from distill.distributed import World
 from distill.engine import LiveTeacher
+from distill.export import save_model
 from distill.losses import IGNORED
 from distill.objective import Counts, Request, ScoredStudent
 from distill.pretrained import load_model
 from distill.recipe import Objective
 from distill.recipe import Teacher as TeacherSettings
 from distill.signal import HiddenSignal
-from distill.student import freeze, save_model, shrink
+from distill.student import freeze, shrink
 from distill.teacher import FrozenTeacher
 from tests.conftest import STARTS, make_model
 
@@ -58,7 +59,7 @@ def make_pair(family: str, tokenizer: Any, **changes: Any) -> tuple[Any, Any]:
     teacher = make_model(family, tokenizer, noise=0.15, **changes)
     if getattr(teacher, "final_logits_bias", None) is not None:
         teacher.final_logits_bias.normal_(generator=torch.Generator().manual_seed(3))
-    student = shrink(teacher, [0, 2], [1, 3], "t")
+    student = shrink(teacher, [0, 2], [1, 3])
     with torch.no_grad():
         for parameter in student.parameters():
             if parameter.requires_grad:
@@ -138,7 +139,7 @@ def test_terms_and_gradients_equal_the_reference(family: str, tokenizer: Any) ->
 def test_a_copy_of_the_teacher_is_at_no_distance(family: str, tokenizer: Any) -> None:
     teacher = make_model(family, tokenizer, noise=0.3)
     pairs = Distillation(tuple((i, i) for i in range(4)), tuple((i, i) for i in range(3)))
-    scored = ScoredStudent(shrink(teacher, [0, 1, 2], [0, 1, 2, 3], "t"), Objective.model_validate(ALL), 0.0, pairs)
+    scored = ScoredStudent(shrink(teacher, [0, 1, 2], [0, 1, 2, 3]), Objective.model_validate(ALL), 0.0, pairs)
     _, terms = scored(**make_batch(), counts=COUNTS, teacher=Teacher(teacher, pairs))
     assert terms[0] > 0 and terms[1:].tolist() == pytest.approx([0, 0, 0], abs=1e-6)
 
@@ -179,7 +180,7 @@ def test_a_shared_encoder_changes_nothing_and_runs_once(family: str, tokenizer: 
     teacher = make_model(family, tokenizer, noise=0.3)
     results = []
     for shares in (False, True):
-        student, own = shrink(teacher, [0, 1, 2], [1, 3], "t"), copy.deepcopy(teacher)
+        student, own = shrink(teacher, [0, 1, 2], [1, 3]), copy.deepcopy(teacher)
         freeze(student, ["encoder"])
         pairs = Distillation(((0, 1), (1, 3)), (), shares)
         live = Teacher(own, pairs)

@@ -17,13 +17,13 @@ from distill.data import encoder_of, load_gold_tokens
 from distill.distributed import World
 from distill.engine import LiveTeacher
 from distill.errors import InputError
+from distill.export import save_model
 from distill.objective import ScoredStudent, TeacherSource
 from distill.pretrained import load_model, load_tokenizer, train_tokenizer
 from distill.recipe_file import load_recipe
 from distill.run import Member, Run
 from distill.scoring import cache_contents, scored_student
 from distill.sections import Tokenizer
-from distill.student import save_model
 from distill.teacher_cache import CacheWriter
 from jobs.prepare import prepare
 from jobs.shrink import shrink_teacher

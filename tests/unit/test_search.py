@@ -1,5 +1,6 @@
 """The search for how to decode: its grid, its best point, its job, and who uses what it finds."""
 
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,9 @@ from distill.stages import stages
 from distill.task import label_task, search_task
 from jobs.evaluate import evaluate
 from jobs.search import search
+from jobs.shrink import shrink_teacher
 from jobs.start import Arguments
+from jobs.teacher import make_teacher
 from tests.conftest import make_model, write_corpus
 from tests.unit.test_recipe import recipe as any_recipe
 
@@ -107,7 +110,7 @@ def test_of_equal_scores_fewer_beams_win() -> None:
 
 
 def test_the_best_is_that_of_a_search_by_hand_and_everyone_uses_it(given: Path, tmp_path: Path) -> None:
-    run = make_run(given, tmp_path)
+    run, untouched = make_run(given, tmp_path), (given / "teacher" / "generation_config.json").read_text()
     search(arguments(run))
     member, found = run.member("teachers", "t"), read_json(run.member("teachers", "t").search)
     rows = read_split(run.split("validation"))
@@ -129,10 +132,51 @@ def test_the_best_is_that_of_a_search_by_hand_and_everyone_uses_it(given: Path, 
 
     assert run.generation(member) == Generation(max_new_tokens=10, **found["best"])
     evaluate(arguments(run))
+    assert (given / "teacher" / "generation_config.json").read_text() == untouched, "a given model stays as it is"
     used = read_json(member.evaluation("test") / "scores.json")["generation"]
     assert used.get("num_beams", 1) == best[0] and used["max_new_tokens"] == 10
     tasks = [label_task(run, run.label_set(name)) for name in ("t", "own")]
     assert [task.config.num_beams for task in tasks] == [best[0], 5], "the labels' own keys win"
+
+
+def test_what_was_found_is_written_into_the_students_weights_and_changes_nothing_else(
+    given: Path, tmp_path: Path
+) -> None:
+    run = make_run(
+        given, tmp_path, students={"s": {"teacher": "t", "decoder_layers": 1, "evaluate": {"search": SEARCH}}}
+    )
+    member = run.member("students", "s")
+    asked = Arguments(run, member)
+    shrink_teacher(asked)
+    for trained in (member.best, member.final):
+        shutil.copytree(member.initial, trained)
+    before = search_task(run, member, Search(**SEARCH)).contents
+    search(asked)
+    exported = read_json(member.best / "generation_config.json")
+    found = read_json(member.search)["best"]
+    assert found.items() <= exported.items() and exported["max_new_tokens"] == 10
+    assert search_task(run, member, Search(**SEARCH)).contents == before, "shards that were made before stay valid"
+
+    (member.best / "generation_config.json").unlink()  # of a run that was trained before it was written
+    evaluate(asked)
+    assert read_json(member.best / "generation_config.json") == exported
+    assert read_json(member.initial / "generation_config.json")["max_new_tokens"] == 7, "the teacher's own"
+    assert len(list(member.best.glob("*"))) == len(list(member.initial.glob("*")))
+
+
+def test_a_students_own_decoding_is_that_of_its_teacher_before_the_recipe(given: Path, tmp_path: Path) -> None:
+    """Whether the teacher was searched before or after the student was made."""
+    teachers = {"t": {"model": str(given / "teacher"), "train": {}, "evaluate": {"search": SEARCH}}}
+    run = make_run(given, tmp_path, teachers=teachers)
+    teacher, student = run.member("teachers", "t"), run.member("students", "s")
+    make_teacher(Arguments(run, teacher))
+    for trained in (teacher.best, teacher.final):
+        shutil.copytree(teacher.initial, trained)
+    search(arguments(run))
+    assert read_json(teacher.best / "generation_config.json")["max_new_tokens"] == 10
+    shrink_teacher(Arguments(run, student))
+    own, theirs = (read_json(folder / "generation_config.json") for folder in (student.initial, teacher.initial))
+    assert own == theirs and own["max_new_tokens"] == 7
 
 
 def test_stopped_at_any_batch_it_ends_the_same(given: Path, tmp_path: Path) -> None:

@@ -8,10 +8,11 @@ import torch
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer, pipeline
 from transformers.modeling_layers import GradientCheckpointingLayer
 
+from distill.export import save_model
 from distill.families import FAMILIES
 from distill.forward import decode, encode
 from distill.head import output_scale
-from distill.student import checkpoint_activations, freeze, save_model, set_dropout, shrink
+from distill.student import checkpoint_activations, freeze, set_dropout, shrink
 from tests.conftest import STARTS, make_model
 
 ENCODER, DECODER = [0, 2], [1, 3]
@@ -31,7 +32,7 @@ def teacher_name(family: str, key: str) -> str:
 @pytest.mark.parametrize("family", sorted(STARTS))
 def test_weight_for_weight(family: str, tokenizer: Any, tmp_path: Path) -> None:
     teacher = make_model(family, tokenizer)
-    student = shrink(teacher, ENCODER, DECODER, "t")
+    student = shrink(teacher, ENCODER, DECODER, {"teacher": "t"})
     save_model(student, tokenizer, tmp_path)
     reloaded = AutoModelForSeq2SeqLM.from_pretrained(tmp_path)
     expected = teacher.state_dict()
@@ -47,7 +48,7 @@ def test_weight_for_weight(family: str, tokenizer: Any, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("family", sorted(STARTS))
 def test_tied_weights_stay_tied(family: str, tokenizer: Any, tmp_path: Path) -> None:
-    save_model(shrink(make_model(family, tokenizer), ENCODER, DECODER, "t"), tokenizer, tmp_path)
+    save_model(shrink(make_model(family, tokenizer), ENCODER, DECODER), tokenizer, tmp_path)
     model = AutoModelForSeq2SeqLM.from_pretrained(tmp_path)
     shared = model.get_input_embeddings().weight
     assert model.lm_head.weight.data_ptr() == shared.data_ptr()
@@ -63,7 +64,7 @@ def test_a_t5_with_a_head_of_its_own_keeps_it(tokenizer: Any, tmp_path: Path) ->
     save_model(teacher, tokenizer, tmp_path / "teacher")
     teacher = AutoModelForSeq2SeqLM.from_pretrained(tmp_path / "teacher")
     assert not torch.equal(teacher.lm_head.weight, teacher.get_input_embeddings().weight)
-    student = shrink(teacher, [0, 1, 2], [0, 1, 2, 3], "t")
+    student = shrink(teacher, [0, 1, 2], [0, 1, 2, 3])
     save_model(student, tokenizer, tmp_path / "student")
     for model in (student, AutoModelForSeq2SeqLM.from_pretrained(tmp_path / "student")):
         for key, value in model.state_dict().items():
@@ -73,14 +74,14 @@ def test_a_t5_with_a_head_of_its_own_keeps_it(tokenizer: Any, tmp_path: Path) ->
 
 def test_all_layers_make_the_same_function(tokenizer: Any) -> None:
     teacher = make_model("bart", tokenizer)
-    student = shrink(teacher, [0, 1, 2], [0, 1, 2, 3], "t")
+    student = shrink(teacher, [0, 1, 2], [0, 1, 2, 3])
     ids = torch.tensor([[0, 5, 6, 7, 2]])
     torch.testing.assert_close(student(ids, decoder_input_ids=ids).logits, teacher(ids, decoder_input_ids=ids).logits)
 
 
 def test_a_student_works_in_plain_transformers(tokenizer: Any, tmp_path: Path) -> None:
     """With generate, and in a pipeline (5.x keeps no text-to-text pipeline; feature extraction runs any model)."""
-    save_model(shrink(make_model("bart", tokenizer), [0], [0], "t"), tokenizer, tmp_path)
+    save_model(shrink(make_model("bart", tokenizer), [0], [0]), tokenizer, tmp_path)
     reloaded = AutoTokenizer.from_pretrained(tmp_path)
     batch = reloaded(["the quick brown fox"], return_tensors="pt")
     assert batch["input_ids"].tolist() == [tokenizer("the quick brown fox")["input_ids"]]

@@ -62,7 +62,7 @@ def score(
 @pytest.mark.parametrize("family", sorted(STARTS))
 def test_hidden_states_give_the_loss_of_the_live_teacher(family: str, tokenizer: Any, tmp_path: Path) -> None:
     model, tokens, pad = make_model(family, tokenizer, noise=0.15), make_tokens(tokenizer), tokenizer.pad_token_id
-    student = shrink(model, [0, 2], [1, 3], "t")
+    student = shrink(model, [0, 2], [1, 3])
     fill(tmp_path, model, tokens, make_contents(), pad)
     cached = read(tmp_path, model, tokens, make_contents())
     live = LiveTeacher(model, Teacher(model="here"), LAST, World(0, 1, 0, CPU))
@@ -80,7 +80,7 @@ def test_top_k_of_everything_gives_the_loss_of_the_live_teacher(
     direction: str, temperature: float, tokenizer: Any, tmp_path: Path
 ) -> None:
     model, tokens, pad = make_model("bart", tokenizer, noise=0.15), make_tokens(tokenizer), tokenizer.pad_token_id
-    student = shrink(model, [0, 2], [1, 3], "t")
+    student = shrink(model, [0, 2], [1, 3])
     live = LiveTeacher(model, Teacher(model="here"), Distillation(), World(0, 1, 0, CPU))
     kl = {"kl": {"weight": 0.8, "direction": direction, "temperature": temperature}}
     _, (_, expected) = score(student, live, tokens, pad, **kl)
@@ -97,7 +97,7 @@ def test_top_k_of_everything_gives_the_loss_of_the_live_teacher(
 def test_bf16_halves_the_file(tokenizer: Any, tmp_path: Path) -> None:
     model, tokens, pad = make_model("bart", tokenizer), make_tokens(tokenizer), tokenizer.pad_token_id
     fill(tmp_path / "fp32", model, tokens, make_contents(), pad)
-    student = shrink(model, [0, 2], [1, 3], "t")
+    student = shrink(model, [0, 2], [1, 3])
     exact, _ = score(student, read(tmp_path / "fp32", model, tokens, make_contents()), tokens, pad)
     half = make_contents(precision="bf16")
     fill(tmp_path / "bf16", model.bfloat16(), tokens, half, pad)
@@ -152,7 +152,7 @@ def test_more_shards_than_examples(tokenizer: Any, tmp_path: Path) -> None:
     model, tokens, pad = make_model("bart", tokenizer), make_tokens(tokenizer, 12), tokenizer.pad_token_id
     made_of = make_contents(shards=14)
     fill(tmp_path, model, tokens, made_of, pad)
-    student = shrink(model, [0, 2], [1, 3], "t")
+    student = shrink(model, [0, 2], [1, 3])
     assert score(student, read(tmp_path, model, tokens, made_of), tokens, pad)[0] > 0
 
 
