@@ -34,7 +34,7 @@ RUNGS = [
         "determinism",
         "folder",
     },
-    {"hub", "run", "plan", "distillation", "checkpoint", "student", "claim"},
+    {"hub", "run", "plan", "distillation", "checkpoint", "student", "claim", "failure"},
     {"reading", "search", "changes", "shards", "weights_and_biases", "head"},
     {"stages", "tracking", "preflight", "tokens", "corpus", "objective", "generation"},
     {"pretrained", "ctranslate", "summaries", "batching"},
