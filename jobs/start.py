@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, NoReturn
 
+from distill.begun import with_begun_defaults
 from distill.changes import open_run
 from distill.errors import InputError
 from distill.failure import one_line, report_failure
@@ -60,7 +61,7 @@ def main(
         logging.getLogger(chatty).setLevel(logging.WARNING)
     try:
         stop.listen()
-        recipe = load_recipe(options.recipe, options.overrides)
+        recipe = with_begun_defaults(load_recipe(options.recipe, options.overrides), Path(options.runs))
         check_recipe(recipe)
         if needs_hub(recipe):
             work_offline_if_cut_off()

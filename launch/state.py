@@ -47,9 +47,7 @@ class GraphState:
         jobs: list[dict[str, Any]] = self.stages.get(stage, {}).get("jobs", [])
         return jobs
 
-    def ended(
-        self, stage: str, exit_code: int, reason: str | None = None, cancelled_by: str | None = None
-    ) -> None:
+    def ended(self, stage: str, exit_code: int, reason: str | None = None, cancelled_by: str | None = None) -> None:
         """Record the end of a stage: why it failed, or what the user cancelled it with."""
         state = {0: "done", EXIT_STOPPED: "stopped"}.get(exit_code, "failed")
         if cancelled_by:

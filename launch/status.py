@@ -200,9 +200,7 @@ def _state_on_slurm(
     return "failed", f"({', '.join(sorted(ended)).lower() or 'no longer in the queue'})"
 
 
-def _why_cancelled(
-    run: Run, stage: Stage, attempts: dict[str, list[dict[str, Any]]], earlier: dict[str, Row]
-) -> str:
+def _why_cancelled(run: Run, stage: Stage, attempts: dict[str, list[dict[str, Any]]], earlier: dict[str, Row]) -> str:
     """Return what ended the jobs of a stage: the user, or a stage that it needs."""
     has_begun = any(attempts.values())
     if not has_begun:

@@ -35,7 +35,7 @@ RUNGS = [
         "folder",
     },
     {"hub", "run", "plan", "distillation", "checkpoint", "student", "claim", "failure"},
-    {"reading", "search", "changes", "shards", "weights_and_biases", "head"},
+    {"reading", "search", "changes", "begun", "shards", "weights_and_biases", "head"},
     {"stages", "tracking", "preflight", "tokens", "corpus", "objective", "generation"},
     {"pretrained", "ctranslate", "summaries", "batching"},
     {"data", "speed", "report", "teacher"},
