@@ -14,10 +14,16 @@ import yaml
 from distill.begun import OLD_WARMUP_STEPS, with_begun_defaults
 from distill.errors import InputError
 from distill.failure import FAILURES_VARIABLE, Failure, one_line, read_failures, report_failure
+from distill.files import append_jsonl, write_text
 from distill.recipe_file import dump_recipe, load_recipe, parse_recipe
 from distill.run import Run
+from distill.stages import stages
 from launch.failures import Exit, Place, exit_code, explain, explain_srun
+from launch.queue import QueuedJob
+from launch.slurm import RunQueue, job_name
 from launch.state import GraphState, cancelled_file
+from launch.status import Row, _row
+from launch.task import attempts_file
 from tests.forked import run_forked
 
 TRAINING = Place("train-student-s", 2)
@@ -194,6 +200,64 @@ def test_a_submitted_run_is_not_cancelled_unasked(is_recorded: bool, tmp_path: P
     result = run_forked("launch", "cancel", str(run.folder))
     assert result.returncode == 2 and "SLURM does not answer" in result.stderr
     assert not cancelled_file(run.logs).exists()
+
+
+Submission = tuple[str, str, list[dict[str, Any]]]
+"""A job's number, its state in the queue, and what it recorded."""
+
+
+def on_slurm(run: Run, **submissions: Submission) -> dict[str, str]:
+    """Return what `status` says of stages that were submitted one after the other, by the name of the stage."""
+    state = GraphState(run.logs)
+    queued = []
+    for stage, (job, word, recorded) in submissions.items():
+        name = stage.replace("_", "-").removesuffix("-again")
+        state.submitted(name, job, None, f"submission of {job}")
+        queued.append(QueuedJob(job, job_name(run, name), word))
+        for row in recorded:
+            file = attempts_file(run.logs, name)
+            file.parent.mkdir(parents=True, exist_ok=True)
+            append_jsonl(file, {"submission": f"submission of {job}"} | row)
+    queue = RunQueue(run, state, queued)
+    rows: dict[str, Row] = {}
+    for each in stages(run):
+        rows[each.name] = _row(run, each, state, queue, rows)
+    return {name: f"{row.state} {row.detail} {row.reason or ''}".strip() for name, row in rows.items()}
+
+
+def ended(code: int, **more: Any) -> list[dict[str, Any]]:
+    return [{"event": "start"}, {"event": "end", "code": code, **more}]
+
+
+def test_what_was_cancelled_on_slurm_says_by_what(tmp_path: Path) -> None:
+    run = begun_run(tmp_path)
+    write_text(cancelled_file(run.logs), "")
+    states = on_slurm(
+        run,
+        prepare=("1", "FAILED", ended(100, reason="ValueError: bad", cancelled=False)),
+        teacher_t=("2", "CANCELLED", []),
+        train_teacher_t=("3", "CANCELLED", ended(137, reason="it was killed", cancelled=True)),
+        shrink_student_s=("4", "COMPLETED", ended(75, cancelled=True)),
+        train_student_s=("5", "CANCELLED", []),
+    )
+    assert states["prepare"] == "failed (exit code 100) ValueError: bad", "it had failed before"
+    assert states["teacher-t"] == "cancelled (prepare failed)"
+    assert states["train-teacher-t"].startswith("cancelled (by launch cancel)")
+    assert states["shrink-student-s"] == states["train-student-s"] == "cancelled (by launch cancel)"
+
+
+def test_what_scancel_ended_is_cancelled_until_it_is_submitted_again(tmp_path: Path) -> None:
+    run = begun_run(tmp_path)
+    states = on_slurm(
+        run,
+        prepare=("1", "CANCELLED", ended(75)),
+        teacher_t=("2", "CANCELLED", []),
+        train_teacher_t=("3", "CANCELLED", ended(75)),
+        train_teacher_t_again=("4", "FAILED", ended(100, reason="ValueError: bad")),
+    )
+    assert states["prepare"] == "cancelled (by scancel)"
+    assert states["teacher-t"] == "cancelled (prepare cancelled)"
+    assert states["train-teacher-t"] == "failed (exit code 100) ValueError: bad"
 
 
 # ------------------------------------------------------------------------------------------------ old defaults
