@@ -62,12 +62,20 @@ def read_yaml(path: Path, what: str, keys: str) -> dict[str, Any]:
     except OSError as error:
         raise InputError(f"cannot read the {what} {path}: {error.strerror}. Give the path of a YAML file.") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        reason = str(error).replace('"<unicode string>"', f'"{path}"').replace('"<byte string>"', f'"{path}"')
+        reason = _yaml_reason(error)
         hint = " Indent with spaces: YAML allows no tabs." if "'\\t'" in reason else ""
         raise InputError(f"{path} is not valid YAML: {reason}. Mend the file.{hint}") from None
     if not isinstance(raw, dict):
         raise InputError(f"{path} holds {type(raw).__name__}, expected a mapping with the keys {keys}.")
     return raw
+
+
+def _yaml_reason(error: yaml.YAMLError | UnicodeDecodeError) -> str:
+    """Return what is wrong, and on which line if YAML knows it."""
+    if not isinstance(error, yaml.MarkedYAMLError) or error.problem_mark is None:
+        return str(error).partition('\n  in "<')[0]
+    words = " ".join(part for part in (error.context, error.problem) if part)
+    return f"line {error.problem_mark.line + 1}, column {error.problem_mark.column + 1}: {words}"
 
 
 def explain(

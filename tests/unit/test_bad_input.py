@@ -87,7 +87,11 @@ def test_what_is_good_is_not_refused(place: Path) -> None:
 FILES: dict[str, tuple[bytes, str]] = {
     "empty": (b"", "r.yaml holds NoneType, expected a mapping with the keys name, corpus, teachers"),
     "a list": (b"- name: x", "holds list, expected a mapping"),
-    "tabs": (b"name: x\n\tcorpus: y", 'r.yaml", line 2, column 1. Mend the file. Indent with spaces: YAML allows no tabs'),
+    "tabs": (
+        b"name: x\n\tcorpus: y",
+        "r.yaml is not valid YAML: line 2, column 1: while scanning for the next token found character '\\t' that cannot "
+        "start any token. Mend the file. Indent with spaces: YAML allows no tabs",
+    ),
     "a picture": (b"\x89PNG\r\n\x1a\n\x00", "not valid YAML: 'utf-8' codec can't decode byte 0x89"),
     "latin-1": ("name: café".encode("latin1"), "codec can't decode byte 0xe9 in position 9"),
     "UTF-16": ("name: x".encode("utf16"), "codec can't decode byte 0xff"),
