@@ -24,6 +24,7 @@ from launch.slurm import RunQueue, job_name
 from launch.state import GraphState, cancelled_file
 from launch.status import Row, _row
 from launch.task import attempts_file
+from tests.conftest import ROOT
 from tests.forked import run_forked
 
 TRAINING = Place("train-student-s", 2)
@@ -138,6 +139,13 @@ def test_processes_tell_their_failures(tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.setenv(FAILURES_VARIABLE, str(tmp_path / "gone" / "x"))
     (tmp_path / "gone").touch()
     report_failure(0, 100, "a folder that cannot be written does not hide the failure")
+
+
+def test_without_its_environment_the_launcher_says_what_to_do() -> None:
+    no_packages = [sys.executable, "-S", "-m", "launch", "schema"]
+    result = subprocess.run(no_packages, cwd=ROOT, capture_output=True, text=True)
+    assert result.returncode == 1 and "typer is not installed in this Python" in result.stderr
+    assert "source .venv/bin/activate" in result.stderr and "Traceback" not in result.stderr
 
 
 # ------------------------------------------------------------------------------------------------ cancelled
