@@ -102,8 +102,9 @@ class Task:
             "--kill-on-bad-exit=1",  # the others would wait for the one that is gone
             *self.command,
         ]
-        failures = self.attempts.with_suffix(f".{job_id()}.{_restart()}.failures")  # this attempt's alone
-        failures.mkdir(exist_ok=True)
+        own = f"{self.name}.{job_id()}.{_restart()}"  # this attempt's alone
+        failures = self.folder / "slurm" / "failures" / own
+        failures.mkdir(parents=True, exist_ok=True)
         kept = {name: value for name, value in os.environ.items() if name not in OF_OTHER_LAUNCHERS}
         environment = kept | self.environment | self._limits(end) | {FAILURES_VARIABLE: str(failures)}
         with self.log.open("ab") as log:
