@@ -20,9 +20,15 @@ def total_steps(train: Train, steps_per_epoch: float) -> int:
     return max(1, math.ceil(train.epochs * steps_per_epoch))
 
 
+def warmup_steps(train: Train, steps: int) -> int:
+    """Return over how many of `steps` the learning rate rises: the recipe's, else 5 %."""
+    default = math.ceil(steps / 20)
+    return min(default if train.warmup_steps is None else train.warmup_steps, steps)
+
+
 def learning_rate(train: Train, step: int, steps: int) -> float:
     """Of optimizer step `step` (0-based) of `steps`: linear warm-up from above zero, then the schedule."""
-    warmup = min(train.warmup_steps, steps)
+    warmup = warmup_steps(train, steps)
     if step < warmup:
         return train.learning_rate * (step + 1) / warmup
     return train.learning_rate * SCHEDULES[train.schedule](train, (steps - step) / max(1, steps - warmup))

@@ -81,8 +81,6 @@ END_VARIABLE, GRACE_VARIABLE = "DISTILL_JOB_END_TIME", "DISTILL_GRACE_SECONDS"
 """How a launcher tells its jobs."""
 GPU_VARIABLE = "DISTILL_GPUS_PER_NODE"
 """Set where a launcher asked for GPUs: without one a job stops, instead of running for days on the CPU."""
-VERDICT_VARIABLE = "DISTILL_VERDICT"
-"""The file in which a rank tells its launcher that the input is wrong: the other ranks fail in their own ways."""
 
 
 def end_of_job(time_limit_min: float | None, environment: Mapping[str, str] = os.environ) -> float | None:

@@ -37,7 +37,10 @@ def needs_hub(recipe: Recipe) -> bool:
 def check_folder(folder: Path) -> None:
     """InputError where a model folder lacks its config, weights or tokenizer."""
     if not folder.is_dir():
-        raise InputError(f"{folder} is no folder; expected one written by save_pretrained. Correct the path.")
+        where = "" if folder.is_absolute() else f" in {Path.cwd()}"
+        raise InputError(f"{folder} is no folder{where}; expected one written by save_pretrained. Correct the path.")
+    if not (folder / "config.json").exists() and (folder / "best" / "config.json").is_file():
+        raise InputError(f"{folder} has no model, but the folder of one: give {folder / 'best'}.")
     wanted = {"config.json": ("config.json",), "weights": WEIGHT_FILES, "tokenizer": TOKENIZER_FILES}
     for what, names in wanted.items():
         if not any((folder / name).is_file() for name in names):

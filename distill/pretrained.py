@@ -146,9 +146,9 @@ def _explained(source: str | Path) -> Iterator[None]:
     except Exception as error:
         if is_full_disk(error):
             raise
-        reason = (str(error) or type(error).__name__).splitlines()[0]
+        reason = (str(error) or type(error).__name__).splitlines()[0].rstrip(". ")
         raise InputError(
-            f"cannot load {str(source)!r}: {reason} Expected a folder written by save_pretrained, or "
+            f"cannot load {str(source)!r}: {reason}. Expected a folder written by save_pretrained, or "
             "a hub name that this machine can reach; where it cannot, download the model elsewhere and give its folder."
         ) from error
 

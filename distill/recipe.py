@@ -7,6 +7,7 @@ from pydantic import BeforeValidator, Field, StringConstraints, model_validator
 
 from distill.corpus_settings import Corpus, Paths
 from distill.sections import (
+    TEXT_PATTERN,
     Architecture,
     Benchmark,
     Evaluate,
@@ -53,7 +54,7 @@ class Teacher(Section):
     """A folder or a hub name; or give `architecture` and `tokenizer`."""
     architecture: Architecture | None = None
     tokenizer: Tokenizer | None = None
-    prefix: Annotated[str, StringConstraints(pattern=r"^[^\x00]*$")] = ""
+    prefix: Annotated[str, StringConstraints(pattern=TEXT_PATTERN)] = ""
     """Stands before every document, also for its students: `summarize: ` (T5), `>>ron<< ` (Marian of several languages)."""
     languages: Languages | None = None
     """Of a multilingual model, also for its students."""
@@ -134,8 +135,8 @@ class Objective(Section):
 
     cross_entropy: Annotated[Number, Field(ge=0)] = 1.0
     """On the target texts, with `train.label_smoothing`."""
-    kl: Divergence | None = None
-    hidden: Hidden | None = None
+    kl: Divergence | None = Field(None, examples=[{"weight": 0.8}])
+    hidden: Hidden | None = Field(None, examples=[{"weight": 1.0}])
     share_encoder: bool | None = None
     """Run one encoder for student and teacher: possible where it is frozen, the teacher's own and of its precision.
     By default where possible; true refuses the recipe where it is not."""
@@ -313,9 +314,13 @@ class Recipe(Section):
     """The run's folder is runs/NAME."""
     seed: Annotated[Whole, Field(ge=0, lt=2**31)] = 42
     corpus: Corpus
-    teachers: dict[MemberName, Teacher] = Field(min_length=1)
-    labels: dict[MemberName, Labels] = Field(default_factory=dict)
-    students: dict[MemberName, Student] = Field(default_factory=dict)
+    teachers: dict[MemberName, Teacher] = Field(
+        min_length=1, examples=[{"bart": {"model": "facebook/bart-large-xsum"}}]
+    )
+    labels: dict[MemberName, Labels] = Field(default_factory=dict, examples=[{"bart": {"num_beams": 4}}])
+    students: dict[MemberName, Student] = Field(
+        default_factory=dict, examples=[{"small": {"teacher": "bart", "decoder_layers": 3}}]
+    )
     train: Train = Field(default_factory=lambda: Train(steps=1))
     """Required (steps or epochs) as soon as anything is trained."""
     evaluate: Evaluate = Evaluate()

@@ -9,7 +9,7 @@ from pydantic import ValidationError
 
 from distill.errors import InputError
 from distill.recipe import GOLD, Recipe
-from distill.validation import explain, parse_yaml, read_yaml
+from distill.validation import explain, parse_yaml, read_yaml, shown_value
 
 
 def load_recipe(path: str | Path, overrides: list[str] | None = None) -> Recipe:
@@ -129,8 +129,13 @@ def _unknown_names(recipe: Recipe) -> Iterator[str]:
                 yield _not_among(f"students.{name}.train_on", source, "gold and the labels", sources)
     for name, labels in recipe.labels.items():
         if (labels.teacher or name) not in teachers:
-            key = f"labels.{name}" + (".teacher" if labels.teacher else "")
-            yield _not_among(key, labels.teacher or name, "the teachers", teachers)
+            if labels.teacher:
+                yield _not_among(f"labels.{name}.teacher", labels.teacher, "the teachers", teachers)
+            else:
+                yield (
+                    f"  labels.{name}: {name!r} is not among the teachers; set labels.{name}.teacher to one of "
+                    f"{', '.join(teachers)}"
+                )
 
 
 def _contradictions(recipe: Recipe) -> Iterator[str]:
@@ -146,15 +151,16 @@ def _contradictions(recipe: Recipe) -> Iterator[str]:
 
 
 def _not_among(key: str, given: str, what: str, valid: list[str]) -> str:
-    return f"  {key}: {given!r} is not among {what}; expected one of {', '.join(valid)}"
+    return f"  {key}: {shown_value(given)} is not among {what}; expected one of {', '.join(valid)}"
 
 
 def _is_inherited(raw: dict[str, Any], path: list[str]) -> bool:
-    """True where the error at a member's train.KEY or evaluate.KEY was written in the recipe's own block."""
-    if len(path) == 3 and path[2] in ("train", "evaluate") and path[2] in raw:
-        own = raw[path[0]][path[1]].get(path[2])
-        return not own or not isinstance(raw[path[2]], dict)  # the whole block is the recipe's, or that is no block
-    if len(path) < 4 or path[0] not in ("teachers", "students") or path[2] not in ("train", "evaluate"):
+    """Return whether an error at a member's train.KEY or evaluate.KEY was written in the recipe's own block."""
+    if len(path) < 3 or path[0] not in ("teachers", "students") or path[2] not in ("train", "evaluate"):
         return False
-    own = raw[path[0]][path[1]].get(path[2]) or {}
-    return path[3] not in own and path[3] in (raw.get(path[2]) or {})
+    own = raw[path[0]][path[1]].get(path[2])
+    shared = raw.get(path[2])
+    if len(path) == 3:  # of the whole block: the member gives nothing of its own, or the recipe's is no block
+        return path[2] in raw and (own is None or own == {} or not isinstance(shared, dict))
+    own_keys = own if isinstance(own, dict) else {}
+    return path[3] not in own_keys and isinstance(shared, dict) and path[3] in shared

@@ -7,10 +7,18 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, model_validator
 
-Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)]
-MemberName = Annotated[
-    str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$", max_length=100)
-]  # no key.with.dots
+NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
+MEMBER_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9_-]*$"  # no key.with.dots
+TEXT_PATTERN = r"^[^\x00]*$"
+PATTERN_WORDS = {
+    NAME_PATTERN: "expected letters (a to z), digits, '.', '_' and '-', beginning with a letter or digit",
+    MEMBER_PATTERN: "expected letters (a to z), digits, '_' and '-', beginning with a letter or digit",
+    TEXT_PATTERN: "expected a text without NUL characters",
+}
+"""What the patterns of texts mean."""
+
+Name = Annotated[str, StringConstraints(pattern=NAME_PATTERN, max_length=100)]
+MemberName = Annotated[str, StringConstraints(pattern=MEMBER_PATTERN, max_length=100)]
 
 
 def no_bool(value: Any) -> Any:
@@ -146,8 +154,8 @@ class Train(Section):
     epochs: Annotated[Number, Field(gt=0)] | None = None
     """Passes over the training split; or give `steps`."""
     learning_rate: Annotated[Number, Field(gt=0)] = 3e-4
-    warmup_steps: Annotated[Whole, Field(ge=0)] = 500
-    """Linear rise to the learning rate over this many steps; then the `schedule`."""
+    warmup_steps: Annotated[Whole, Field(ge=0)] | None = None
+    """Linear rise to the learning rate over this many steps, by default 5 % of all; then the `schedule`."""
     schedule: Literal["linear", "cosine", "constant", "polynomial"] = "linear"
     """From the learning rate to zero after the last step; `constant` stays."""
     polynomial_power: Annotated[Number, Field(gt=0)] = 2.0

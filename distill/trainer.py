@@ -23,7 +23,7 @@ from distill.export import save_model
 from distill.files import atomic_folder, read_jsonl, restore_replaced
 from distill.generation import generation_config, summarize
 from distill.objective import Counts, ScoredStudent, TeacherSource
-from distill.plan import has_stalled, learning_rate, total_steps, validation_steps
+from distill.plan import has_stalled, learning_rate, total_steps, validation_steps, warmup_steps
 from distill.preemption import SECONDS_TO_LEAVE, StopFlag, StoppedError
 from distill.run import Member
 from distill.scores import corpus_scores
@@ -255,6 +255,7 @@ class Trainer:
         newest = self.world.broadcast(newest_intact(self.member.checkpoints) if self.world.is_main else None)
         if newest is None:
             log.info("%s: starting at step 0 of %d", self.member, self.steps)
+            self._say_warmup()
             return
         state = self.engine.load(newest)
         self.step, self.validated, self.saved = state["step"], state["validated"], state["step"]
@@ -263,6 +264,19 @@ class Trainer:
         self._plan_to_leave()
         self.seconds, self.saving, self.records = state["seconds"], state["saving"], state["records"]
         log.info("%s: resuming at step %d of %d from %s", self.member, self.step, self.steps, newest)
+
+    def _say_warmup(self) -> None:
+        """Log the warm-up, and warn if the recipe's leaves no step after it."""
+        warmup = warmup_steps(self.settings, self.steps)
+        log.info("%s: the learning rate rises over %d steps", self.member, warmup)
+        if self.settings.warmup_steps and warmup == self.steps:
+            log.warning(
+                "%s: train.warmup_steps: %d given, but there are %d steps, so the learning rate only rises. Give fewer, "
+                "or leave it out for 5 %% of the steps.",
+                self.member,
+                self.settings.warmup_steps,
+                self.steps,
+            )
 
     def _slowest_before(self) -> float:
         """Seconds of the slowest save of earlier attempts."""

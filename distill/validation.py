@@ -12,7 +12,9 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from distill.errors import InputError
+from distill.sections import PATTERN_WORDS
 
+MOST_CHARACTERS = 200  # of a value that is shown
 MOST_VALUES = 100_000  # of a file, aliases written out
 
 
@@ -60,10 +62,20 @@ def read_yaml(path: Path, what: str, keys: str) -> dict[str, Any]:
     except OSError as error:
         raise InputError(f"cannot read the {what} {path}: {error.strerror}. Give the path of a YAML file.") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise InputError(f"{path} is not valid YAML: {error}. Mend the file.") from None
+        reason = _yaml_reason(error)
+        hint = " Indent with spaces: YAML allows no tabs." if "'\\t'" in reason else ""
+        raise InputError(f"{path} is not valid YAML: {reason}. Mend the file.{hint}") from None
     if not isinstance(raw, dict):
         raise InputError(f"{path} holds {type(raw).__name__}, expected a mapping with the keys {keys}.")
     return raw
+
+
+def _yaml_reason(error: yaml.YAMLError | UnicodeDecodeError) -> str:
+    """Return what is wrong, and on which line if YAML knows it."""
+    if not isinstance(error, yaml.MarkedYAMLError) or error.problem_mark is None:
+        return str(error).partition('\n  in "<')[0]
+    words = " ".join(part for part in (error.context, error.problem) if part)
+    return f"line {error.problem_mark.line + 1}, column {error.problem_mark.column + 1}: {words}"
 
 
 def explain(
@@ -77,17 +89,21 @@ def explain(
     `is_inherited(path)` is true of those that were written elsewhere, where they are reported too.
     """
     lines = [heading]
-    for item in error.errors():
-        # Without the names that pydantic gives to the alternatives of a union.
-        path = [str(part) for part in item["loc"] if not re.search(r"[\[\]]|^constrained-", str(part))]
-        if is_inherited(path):
-            continue  # reported once, where it was written
+    # Each error once, where it was written; all of them rather than none.
+    errors = [item for item in error.errors() if not is_inherited(_path(item))] or error.errors()
+    for item in errors:
+        path = _path(item)
         if isinstance(item["input"], dict) and any(str(part).startswith("literal[") for part in item["loc"]):
             continue  # of a union of words and a block a block was meant, and its own errors follow
         line = _explain_one(item, path, model)
         if not any(known.startswith(f"  {'.'.join(path)}:") for known in lines):
             lines.append(line)
     return "\n".join(lines)
+
+
+def _path(item: Any) -> list[str]:
+    """Return the keys to an error, without the names that pydantic gives to the alternatives of a union."""
+    return [str(part) for part in item["loc"] if not re.search(r"[\[\]]|^constrained-", str(part))]
 
 
 def _explain_one(item: Any, path: list[str], model: type[BaseModel]) -> str:
@@ -102,9 +118,44 @@ def _explain_one(item: Any, path: list[str], model: type[BaseModel]) -> str:
         message = f"expected {keys}"
     elif item["type"] == "literal_error" and keys:
         message += f", or {keys}"
+    elif item["type"] == "literal_error":
+        message += _did_you_mean_word(item)
+    elif item["type"] == "string_pattern_mismatch":
+        message = PATTERN_WORDS.get(item["ctx"]["pattern"], message)
     given = item["input"]
-    shown = "" if isinstance(given, dict | BaseModel) else f"{given!r} given; "
+    message += _example(item, path, model)
+    shown = "" if isinstance(given, dict | BaseModel) else f"{shown_value(given)} given; "
     return f"  {dotted or 'the file'}: {shown}{message[0].lower()}{message[1:]}"
+
+
+def shown_value(given: Any) -> str:
+    """Return a value as a message shows it: not whole if it is long."""
+    text = repr(given)
+    return text if len(text) <= MOST_CHARACTERS else f"{text[: MOST_CHARACTERS - 3]}..."
+
+
+def _did_you_mean_word(item: Any) -> str:
+    words = re.findall(r"'([^']+)'", item["ctx"]["expected"])
+    close = difflib.get_close_matches(str(item["input"]), words, n=1, cutoff=0.6)
+    return f"; did you mean {close[0]!r}?" if close else ""
+
+
+def _example(item: Any, path: list[str], model: type[BaseModel]) -> str:
+    """Return a line that would be right in place of a value which is no list or no block; else nothing."""
+    is_word = isinstance(item["input"], str | int | float) and 0 < len(str(item["input"])) <= MOST_CHARACTERS
+    if item["type"] == "list_type" and is_word:
+        example: Any = [item["input"]]
+    elif item["type"] in ("model_type", "dict_type"):
+        blocks = _blocks_at(path[:-1], model)
+        fields = [block.model_fields[path[-1]] for block in blocks if path and path[-1] in block.model_fields]
+        examples = [example for field in fields for example in field.examples or []]
+        if not examples:
+            return ""
+        example = examples[0]
+    else:
+        return ""
+    line = yaml.safe_dump({path[-1]: example}, default_flow_style=True, width=1000).strip()
+    return f"; for example {line.removeprefix('{').removesuffix('}')}"
 
 
 def _did_you_mean(path: list[str], model: type[BaseModel]) -> str:
@@ -122,10 +173,15 @@ def _did_you_mean(path: list[str], model: type[BaseModel]) -> str:
 
 def _keys_at(path: list[str], model: type[BaseModel]) -> list[str]:
     """The valid keys of the block at `path`, found by walking the schema."""
+    return [name for block in _blocks_at(path, model) for name in block.model_fields]
+
+
+def _blocks_at(path: list[str], model: type[BaseModel]) -> list[Any]:
+    """Return the blocks that may stand at `path`, found by walking the schema."""
     blocks: list[Any] = [model]
     for part in path:
         blocks = [child for block in blocks for child in _children(block, part)]
-    return [name for block in blocks for name in block.model_fields]
+    return blocks
 
 
 def _children(block: type[BaseModel], part: str) -> Iterator[Any]:

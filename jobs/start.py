@@ -11,10 +11,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, NoReturn
 
+from distill.begun import with_begun_defaults
 from distill.changes import open_run
 from distill.errors import InputError
+from distill.failure import one_line, report_failure
 from distill.hub import work_offline_if_cut_off
-from distill.preemption import GRACE_VARIABLE, VERDICT_VARIABLE, StopFlag, StoppedError, end_of_job
+from distill.preemption import GRACE_VARIABLE, StopFlag, StoppedError, end_of_job
 from distill.preflight import check_recipe, needs_hub
 from distill.recipe_file import load_recipe
 from distill.run import LabelSet, Member, Run, Split
@@ -59,7 +61,7 @@ def main(
         logging.getLogger(chatty).setLevel(logging.WARNING)
     try:
         stop.listen()
-        recipe = load_recipe(options.recipe, options.overrides)
+        recipe = with_begun_defaults(load_recipe(options.recipe, options.overrides), Path(options.runs))
         check_recipe(recipe)
         if needs_hub(recipe):
             work_offline_if_cut_off()
@@ -69,8 +71,7 @@ def main(
         job(Arguments(run, member, options.split, options.shard, labels, stop))
     except InputError as error:
         log.error("%s", error)
-        if verdict := os.environ.get(VERDICT_VARIABLE):
-            Path(verdict).touch()
+        report_failure(rank(), EXIT_INPUT, str(error))
         _leave(EXIT_INPUT)
     except StoppedError as error:
         log.warning("stopped (%s); what is finished is saved, run the same command again to continue", error)
@@ -79,13 +80,15 @@ def main(
         reason = _storage_failure(error)
         if reason is None:
             log.exception("%s failed", name)
+            report_failure(rank(), EXIT_FAILURE, one_line(error))
             _leave(EXIT_FAILURE)
-        log.error(
-            "cannot write %s: %s. Nothing that was finished is lost: make room (or the folder writable), and run the same "
-            "command again to continue.",
-            getattr(error, "filename", None) or f"to {options.runs}",
-            reason,
+        place = getattr(error, "filename", None) or f"to {options.runs}"
+        text = (
+            f"cannot write {place}: {reason}. Nothing that was finished is lost: make room (or the folder writable), "
+            "and run the same command again to continue."
         )
+        log.error("%s", text)
+        report_failure(rank(), EXIT_FAILURE, text)
         _leave(EXIT_FAILURE)
     _leave(0)
 

@@ -1,5 +1,6 @@
 """python -m launch run RECIPE | status RUN | cancel RUN | logs RUN STAGE | doctor [RECIPE] | schema"""
 
+import difflib
 import json
 import signal
 import sys
@@ -9,6 +10,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from distill.begun import with_begun_defaults
 from distill.changes import check_unchanged
 from distill.errors import InputError
 from distill.preemption import StopFlag, StoppedError
@@ -18,6 +20,7 @@ from distill.recipe import Recipe
 from distill.recipe_file import load_recipe
 from distill.run import Run
 from launch import local, overview, slurm, status
+from launch.advice import warnings
 from launch.cancel import cancel
 from launch.doctor.command import examine_cluster, examine_this_machine
 from launch.profile import Profile, load_profile
@@ -31,8 +34,13 @@ EXIT_INPUT = 2
 RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="the run's folder")]
 
 
-@app.command()
+KEYS_AFTER_DASHES = {"ignore_unknown_options": True}
+"""`--train.steps 100` is taken for an override, which then says how it is written."""
+
+
+@app.command(context_settings=KEYS_AFTER_DASHES)
 def run(
+    context: typer.Context,
     recipe: Annotated[Path, typer.Argument(help="the YAML file of the recipe")],
     overrides: Annotated[list[str] | None, typer.Argument(metavar="[key=value]...", help="over the recipe")] = None,
     on: Annotated[
@@ -52,9 +60,10 @@ def run(
 ) -> None:
     """Run what is missing of a recipe, in order, and end with the report."""
     with _explained():
+        _refuse_options(context, [str(recipe), *(overrides or [])])
         profile_file = None if on == "local" else _profile_file(on)
         profile = _profile(profile_file, processes, time_limit, grace) if profile_file else None
-        loaded = load_recipe(recipe, overrides)
+        loaded = with_begun_defaults(load_recipe(recipe, overrides), runs)
         check_recipe(loaded)
         sources(loaded.corpus)
         world = local.processes_here(processes)
@@ -62,6 +71,8 @@ def run(
         check_unchanged(planned)
         if not planned.corpus.exists():
             check_corpus(loaded)
+        for line in warnings(planned, None if profile else world):
+            errors.print(f"warning: {line}", style="yellow", markup=False, highlight=False, soft_wrap=True)
         if dry_run:
             here = overview.this_machine(world)
             place = overview.cluster(planned, profile, profile_file) if profile and profile_file else here
@@ -111,6 +122,25 @@ def logs(
         print(text)
 
 
+def _refuse_options(context: typer.Context, given: list[str]) -> None:
+    """Raise InputError at an option that is none: it may be a key of the recipe in another program's way of writing."""
+    for text in given:
+        key, _, value = text.partition("=")
+        name = key.lstrip("-")
+        if not key.startswith("--"):
+            continue
+        if name.split(".")[0] in Recipe.model_fields:
+            raise InputError(
+                f"{key} given, which is no option. A key of the recipe is written without dashes and with '=': "
+                f"{name}={value or 'VALUE'}"
+            )
+        options = [option for parameter in context.command.params for option in parameter.opts]
+        close = difflib.get_close_matches(key, options, n=1)
+        raise InputError(
+            f"{key} given, which is no option{f'; did you mean {close[0]}?' if close else ', see --help.'}"
+        )
+
+
 def _run_in(folder: Path) -> Run:
     if not (folder / "recipe.yaml").is_file():
         raise InputError(f"{folder} is no run: it has no recipe.yaml. Give the folder of a run (runs/NAME).")
@@ -136,8 +166,9 @@ def _profile(file: Path, *of_this_machine: float | None) -> Profile:
     return load_profile(file)
 
 
-@app.command(name="doctor")
+@app.command(name="doctor", context_settings=KEYS_AFTER_DASHES)
 def examine(
+    context: typer.Context,
     recipe: Annotated[Path | None, typer.Argument(help="the YAML file of the recipe that is to run there")] = None,
     overrides: Annotated[list[str] | None, typer.Argument(metavar="[key=value]...", help="over the recipe")] = None,
     on: Annotated[
@@ -152,6 +183,7 @@ def examine(
     """Check a machine, or nodes of a cluster through a short job; say of each failure what to change."""
     stop = StopFlag(at_once=True)
     with _explained():
+        _refuse_options(context, [str(recipe or ""), *(overrides or [])])
         profile_file = None if on == "local" else _profile_file(on)
         profile = _profile(profile_file, processes) if profile_file else None
         loaded = load_recipe(recipe, overrides) if recipe else None

@@ -11,27 +11,29 @@ import shutil
 import signal
 import socket
 import subprocess
+import tempfile
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import IO, Any
+from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 
 from distill.changes import open_run
 from distill.errors import InputError
+from distill.failure import FAILURES_VARIABLE, read_failures
 from distill.files import check_writable
 from distill.preemption import END_VARIABLE, GRACE_VARIABLE, SIGNALS, StopFlag, end_of_job
 from distill.run import Run
 from distill.stages import Stage, stages
 from launch.command import command
+from launch.failures import EXIT_INPUT, Exit, Place, exit_code, explain
 from launch.lock import LockLostError, RunLock
 from launch.slurm import refuse_queued
-from launch.state import EXIT_STOPPED, GraphState
+from launch.state import EXIT_STOPPED, GraphState, cancelled_file
 from launch.status import progress
 
 CPU_PROCESSES = 2
-LOG_LINES = 25
 POLL_SECONDS = 0.5
 LEAVE_SECONDS = 600.0  # for a save, when asked to leave
 AFTER_FAILURE_SECONDS = 15.0  # for the other ranks of a group, which wait for one that is gone
@@ -91,27 +93,36 @@ def run_graph(
     with RunLock(run.logs) as lock:
         refuse_queued(run, console)
         open_run(run.recipe, run.folder.parent)
+        cancelled_file(run.logs).unlink(missing_ok=True)
         state = GraphState(run.logs)
         state.wait_for_orphans(stop)
         for stage in graph:
             if stage.is_complete():
                 continue
             if stop.is_set():
-                return _say_stopped(stop, console)
+                return _say_stopped(run, stop, console)
             number = f"[{graph.index(stage) + 1}/{len(graph)}]"
             code = _run_stage(run, stage, processes, state, console, number, lock, stop)
             if code == EXIT_STOPPED:
-                return _say_stopped(stop, console)
+                return _say_stopped(run, stop, console)
             if code:
-                _explain_failure(run, stage, code, console)
                 return code
     console.print(f"report: {run.report / 'report.md'}", soft_wrap=True)
     return 0
 
 
-def _say_stopped(stop: StopFlag, console: Console) -> int:
-    console.print(f"stopped ({stop.reason or 'by a signal'}); run the same command again to continue")
+def _say_stopped(run: Run, stop: StopFlag, console: Console) -> int:
+    canceller = _cancelled_by(run, stop)
+    what = f"cancelled by {canceller}" if canceller else f"stopped ({stop.reason or 'by a signal'})"
+    console.print(f"{what}; run the same command again to continue", highlight=False)
     return EXIT_STOPPED
+
+
+def _cancelled_by(run: Run, stop: StopFlag) -> str | None:
+    """Return what the user cancelled the run with; None if a signal or the time limit stopped it."""
+    if cancelled_file(run.logs).exists():
+        return "launch cancel"
+    return "Ctrl-C" if stop.reason == signal.SIGINT.name else None
 
 
 def count_of(stage: Stage, processes: Processes) -> int:
@@ -134,11 +145,17 @@ def _run_stage(
     stop: StopFlag,
 ) -> int:
     began, line = time.monotonic(), command(run, stage)
-    with (run.logs / f"{stage.name}.log").open("ab") as log, console.status("") as display:
+    log_file = run.logs / f"{stage.name}.log"
+    with (
+        log_file.open("ab") as log,
+        tempfile.TemporaryDirectory(prefix="distill-") as failures,
+        console.status("") as display,
+    ):
+        begin = log_file.stat().st_size
         children: list[subprocess.Popen[bytes]] = []
         try:
             for environment in environments(stage, processes):
-                there = os.environ | environment
+                there = os.environ | environment | {FAILURES_VARIABLE: failures}
                 children.append(subprocess.Popen(line, stdout=log, stderr=log, env=there, **OF_THIS_LAUNCHER))
             state.started(stage.name, line, [child.pid for child in children])
             while any(child.poll() is None for child in children):
@@ -148,14 +165,31 @@ def _run_stage(
                     break  # they are asked to leave; of a group none can go on without the others
                 time.sleep(POLL_SECONDS)
         finally:
-            codes = end(children)
-    code = _code(codes)
-    if code == 0 and not stage.is_complete():
-        code = 1  # a job that ends well without its output is a failure, whatever it says
-    state.ended(stage.name, code)
-    outcome = {0: "done", EXIT_STOPPED: "stopped"}.get(code, f"failed with exit code {code}")
+            exits = end(children)
+        code = exit_code(exits)
+        reason = None
+        if code == 0 and not stage.is_complete():
+            code = 1  # a job that ends well without its output is a failure, whatever it says
+            reason = "it ended well, but what it should have made is not there"
+        elif code not in (0, EXIT_STOPPED):
+            reason = explain(Place(stage.name, len(exits)), exits, read_failures(Path(failures)), log_file, begin)
+    canceller = _cancelled_by(run, stop) if code == EXIT_STOPPED else None
+    state.ended(stage.name, code, reason, canceller)
+    outcome = f"cancelled by {canceller}" if canceller else OUTCOMES.get(code, f"failed with exit code {code}")
     console.print(f"{number} {stage.name}: {outcome} after {time.monotonic() - began:.0f} s", highlight=False)
+    if reason:
+        _say_why(code, reason, log_file, console)
     return code
+
+
+OUTCOMES = {0: "done", EXIT_STOPPED: "stopped", EXIT_INPUT: "wrong input"}
+
+
+def _say_why(code: int, reason: str, log_file: Path, console: Console) -> None:
+    """Print why a stage failed; of wrong input the message alone says what to change."""
+    console.print(reason, style="red", markup=False, highlight=False, soft_wrap=True)
+    if code != EXIT_INPUT:
+        console.print(f"its log: {log_file}", markup=False, highlight=False, soft_wrap=True)
 
 
 def _check_lock(lock: RunLock, children: list[subprocess.Popen[bytes]]) -> None:
@@ -168,31 +202,28 @@ def _check_lock(lock: RunLock, children: list[subprocess.Popen[bytes]]) -> None:
         raise
 
 
-def end(children: list[subprocess.Popen[bytes]]) -> list[int]:
-    """Ask those that are alive to save and leave, and wait for all of them; kill them where they take too long.
+def end(children: list[subprocess.Popen[bytes]]) -> list[Exit]:
+    """Ask those that are alive to save and leave, and wait for all of them; kill them if they take too long.
 
-    The exit codes: of those that left by themselves first. One that died of the request had not yet begun anything.
+    Return how they ended, those that left by themselves first. One that died of the request had not begun anything.
     """
-    left = [child.returncode for child in children if child.poll() is not None]
-    asked = [child for child in children if child.poll() is None]
-    for child in asked:
+    left = [Exit(rank, child.returncode) for rank, child in enumerate(children) if child.poll() is not None]
+    asked = {rank: child for rank, child in enumerate(children) if child.poll() is None}
+    for child in asked.values():
         child.terminate()
-    patience = LEAVE_SECONDS if set(left) <= {0, EXIT_STOPPED} else AFTER_FAILURE_SECONDS
+    patience = LEAVE_SECONDS if {each.code for each in left} <= {0, EXIT_STOPPED} else AFTER_FAILURE_SECONDS
     deadline = time.monotonic() + patience
-    for child in asked:
+    killed = set()
+    for rank, child in asked.items():
         try:
             child.wait(max(0.0, deadline - time.monotonic()))
         except subprocess.TimeoutExpired:
             child.kill()
             child.wait()
-    return left + [EXIT_STOPPED if child.returncode == -signal.SIGTERM else child.returncode for child in asked]
-
-
-def _code(codes: list[int]) -> int:
-    """Of a stage: its first failure, else 75 where a process was stopped, else 0."""
-    codes = [code if code >= 0 else 128 - code for code in codes]
-    failures = [code for code in codes if code not in (0, EXIT_STOPPED)]
-    return failures[0] if failures else max(codes)
+            killed.add(rank)
+    codes = {rank: child.returncode for rank, child in asked.items()}
+    codes |= {rank: EXIT_STOPPED for rank, code in codes.items() if code == -signal.SIGTERM}
+    return left + [Exit(rank, code, was_killed_here=rank in killed) for rank, code in codes.items()]
 
 
 def _die_with_parent() -> None:
@@ -207,20 +238,6 @@ def _die_with_parent() -> None:
 LIBC = ctypes.CDLL(None)
 # A session of their own: Ctrl-C reaches the launcher alone, which asks them to save and leave.
 OF_THIS_LAUNCHER: dict[str, Any] = {"start_new_session": True, "preexec_fn": _die_with_parent}
-
-
-def _explain_failure(run: Run, stage: Stage, code: int, console: Console) -> None:
-    log_file = run.logs / f"{stage.name}.log"
-    with log_file.open("rb") as file:
-        lines = list(_last_lines(file))
-    console.print(*lines, sep="\n", markup=False, highlight=False, soft_wrap=True)
-    console.print(f"{stage.name} failed with exit code {code}; its log: {log_file}", style="red", soft_wrap=True)
-
-
-def _last_lines(file: IO[bytes]) -> Iterator[str]:
-    file.seek(0, os.SEEK_END)
-    file.seek(max(0, file.tell() - 20_000))
-    yield from file.read().decode(errors="replace").splitlines()[-LOG_LINES:]
 
 
 def environments(stage: Stage, processes: Processes) -> list[dict[str, str]]:

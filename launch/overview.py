@@ -135,17 +135,24 @@ def _optimizer(train: Train, host_memory_gb: float) -> str:
 
 
 def _steps(train: Train, evaluate: Evaluate, examples: int | None) -> str:
-    rate = f"learning rate {train.learning_rate:g} after {train.warmup_steps} warm-up steps, then {train.schedule}"
+    rate = f"learning rate {train.learning_rate:g} after {_warmup(train, train.steps)}, then {train.schedule}"
     if examples is None or train.batch_examples is None:
         given = f"{train.steps} steps" if train.steps else f"{train.epochs:g} epochs"
         every = f"{evaluate.every_steps} steps" if evaluate.every_steps else f"{evaluate.every_epochs:g} epochs"
         return f"{given} (the other is known once the corpus is prepared and batched); {rate}; validated every {every}"
     per_epoch = -(-examples // train.batch_examples)
     steps = plan.total_steps(train, per_epoch)
+    rate = f"learning rate {train.learning_rate:g} after {_warmup(train, steps)}, then {train.schedule}"
     return (
         f"{examples} examples = {per_epoch} steps per epoch; {steps} steps = {steps / per_epoch:.2f} epochs; {rate}; "
         f"validated every {plan.validation_steps(evaluate, per_epoch)} steps"
     )
+
+
+def _warmup(train: Train, steps: int | None) -> str:
+    if steps is not None:
+        return f"{plan.warmup_steps(train, steps)} warm-up steps"
+    return "5 % of the steps" if train.warmup_steps is None else f"{train.warmup_steps} warm-up steps"
 
 
 def _labels(run: Run, labels: LabelSet) -> str:

@@ -20,8 +20,8 @@ from launch.lock import RunLock
 from launch.profile import Profile, Resources
 from launch.queue import QueuedJob, has_slurm, queued_jobs, scancel
 from launch.sbatch import resource_parameters, send, setup_lines, snapshot, task_on
-from launch.state import GraphState
-from launch.task import Task, cancelled_file
+from launch.state import GraphState, cancelled_file
+from launch.task import Task
 
 MAX_ARRAY = 1000  # SLURM's own default limit is 1,001
 CONTINUED = ("train", "label", "cache", "search", "evaluate")
@@ -67,11 +67,16 @@ def submit(run: Run, profile: Profile, console: Console) -> int:
     return 0
 
 
+def was_submitted(run: Run) -> bool:
+    """Return whether SLURM may have jobs of a run: also if the submission was killed before it was recorded."""
+    return GraphState(run.logs).is_on_slurm or any((run.logs / "slurm").glob("*/code"))
+
+
 def refuse_queued(run: Run, console: Console) -> None:
     """InputError where SLURM has jobs of this run, which must not be run here as well."""
-    state = GraphState(run.logs)
-    if not state.is_on_slurm:
+    if not was_submitted(run):
         return
+    state = GraphState(run.logs)
     if not has_slurm():
         console.print(
             f"[yellow]{run.folder} was submitted to SLURM, and squeue is not here to ask whether it still runs",

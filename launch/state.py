@@ -14,6 +14,11 @@ EXIT_STOPPED = 75
 ORPHAN_SECONDS = 120.0
 
 
+def cancelled_file(logs: Path) -> Path:
+    """The file that `launch cancel` leaves, until the run is started or submitted again."""
+    return logs / "cancelled"
+
+
 class GraphState:
     """The state file of a run's graph; one launcher writes it."""
 
@@ -42,9 +47,13 @@ class GraphState:
         jobs: list[dict[str, Any]] = self.stages.get(stage, {}).get("jobs", [])
         return jobs
 
-    def ended(self, stage: str, exit_code: int) -> None:
+    def ended(self, stage: str, exit_code: int, reason: str | None = None, cancelled_by: str | None = None) -> None:
+        """Record the end of a stage: why it failed, or what the user cancelled it with."""
         state = {0: "done", EXIT_STOPPED: "stopped"}.get(exit_code, "failed")
-        self.stages[stage] |= {"state": state, "ended": time.time(), "exit_code": exit_code}
+        if cancelled_by:
+            state = "cancelled"
+        ended = {"state": state, "ended": time.time(), "exit_code": exit_code}
+        self.stages[stage] |= ended | {"reason": reason, "cancelled_by": cancelled_by}
         write_json(self._file, self.stages)
 
     def wait_for_orphans(self, stop: StopFlag) -> None:
@@ -84,7 +93,7 @@ def stage_state(stages: dict[str, dict[str, Any]], name: str, is_complete: bool)
         if entry["host"] != socket.gethostname():
             return "running"  # as far as one can tell from here
         return "running" if any(_is_alive(process) for process in entry["processes"]) else "stopped"
-    return entry["state"] if entry.get("state") in ("failed", "stopped") else "waiting"
+    return entry["state"] if entry.get("state") in ("failed", "stopped", "cancelled") else "waiting"
 
 
 def _is_alive(process: int) -> bool:

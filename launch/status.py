@@ -11,6 +11,7 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.table import Table
+from rich.text import Text
 
 from distill.errors import InputError
 from distill.files import read_jsonl
@@ -18,7 +19,7 @@ from distill.run import Run
 from distill.stages import Stage, shard_name, stages
 from launch.queue import QueuedJob, ended_jobs, has_slurm
 from launch.slurm import RunQueue, read_queue
-from launch.state import EXIT_STOPPED, GraphState, stage_state
+from launch.state import EXIT_STOPPED, GraphState, cancelled_file, stage_state
 from launch.task import attempts_file
 
 WATCH_SECONDS = 3.0
@@ -92,6 +93,8 @@ class Row:
     log: Path | None
     is_begun: bool
     """Submitted or running: it moves by itself."""
+    reason: str | None = None
+    """Why it failed."""
 
 
 def read(run: Run) -> tuple[list[Row], str]:
@@ -103,7 +106,10 @@ def read(run: Run) -> tuple[list[Row], str]:
             note = "" if queue else "squeue is not on this machine: only the files were looked at"
         except InputError as error:
             note = f"{error} Only the files were looked at."
-    return [_row(run, stage, state, queue) for stage in stages(run)], note
+    rows: dict[str, Row] = {}
+    for stage in stages(run):
+        rows[stage.name] = _row(run, stage, state, queue, rows)
+    return list(rows.values()), note
 
 
 def table(run: Run, rows: list[Row], note: str = "") -> RenderableType:
@@ -121,10 +127,12 @@ def table(run: Run, rows: list[Row], note: str = "") -> RenderableType:
             str(row.restarts or ""),
             row.log.name if row.log else "",
         )
-    return Group(shown, note) if note else shown
+    reasons = [f"{row.stage.name} failed: {row.reason}" for row in rows if row.state == "failed" and row.reason]
+    below = [Text(line) for line in [*reasons, note] if line]
+    return Group(shown, *below) if below else shown
 
 
-def _row(run: Run, stage: Stage, state: GraphState, queue: RunQueue | None) -> Row:
+def _row(run: Run, stage: Stage, state: GraphState, queue: RunQueue | None, earlier: dict[str, "Row"]) -> Row:
     jobs = queue.jobs(stage.name) if queue else []
     attempts = _attempts(run, stage, state)
     begun = bool(jobs)
@@ -132,11 +140,33 @@ def _row(run: Run, stage: Stage, state: GraphState, queue: RunQueue | None) -> R
         what, detail = "done", ""
     elif state.jobs(stage.name):
         what, detail = _state_on_slurm(stage, state, jobs, attempts, queue is not None)
+        if what == "cancelled":
+            detail = f"({_why_cancelled(run, stage, attempts, earlier)})"
     else:
-        what, detail = stage_state(state.stages, stage.name, False), ""
+        what, detail = _state_here(run, stage, state)
         begun = what == "running"
     restarts = sum(sum(row["event"] == "start" for row in rows) - 1 for rows in attempts.values() if rows)
-    return Row(stage, what, detail, progress(stage), restarts, _log(run, stage, what, attempts), begun)
+    log = _log(run, stage, what, attempts)
+    return Row(stage, what, detail, progress(stage), restarts, log, begun, _reason_of_failure(stage, state, attempts))
+
+
+def _state_here(run: Run, stage: Stage, state: GraphState) -> tuple[str, str]:
+    """Return (state, what there is to say about it) of a stage that a launcher on a machine ran."""
+    what = stage_state(state.stages, stage.name, False)
+    entry = state.stages.get(stage.name, {})
+    if what == "stopped" and entry["state"] == "running" and cancelled_file(run.logs).exists():
+        return "cancelled", "(by launch cancel)"  # its launcher was killed before it could record that
+    canceller = entry.get("cancelled_by") if what == "cancelled" else None
+    return what, f"(by {canceller})" if canceller else ""
+
+
+def _reason_of_failure(stage: Stage, state: GraphState, attempts: dict[str, list[dict[str, Any]]]) -> str | None:
+    """Return why a stage failed, as far as a launcher or a job recorded it."""
+    if not state.jobs(stage.name):
+        reason: str | None = state.stages.get(stage.name, {}).get("reason")
+        return reason
+    reasons = [rows[-1].get("reason") for rows in attempts.values() if rows]
+    return next((reason for reason in reasons if reason), None)
 
 
 def _state_on_slurm(
@@ -154,21 +184,48 @@ def _state_on_slurm(
         )
         return ("preempted" if restarted else "waiting"), _reason(jobs)
     newest = state.jobs(stage.name)[-1]["job"]
+    own = [job for job in jobs if job.id.split("_")[0] in _newest_jobs(stage, state)]
+    ended = {job.state for job in own}
+    if "CANCELLED" in ended or any(rows[-1].get("cancelled") for rows in attempts.values() if rows):
+        return "cancelled", ""
     codes = [int(rows[-1]["code"]) for rows in attempts.values() if rows and rows[-1].get("code")]
     if codes:
         return ("stopped" if set(codes) == {EXIT_STOPPED} else "failed"), f"(exit code {max(codes)})"
     if not asked:
         begun = any(rows[-1]["event"] == "start" for rows in attempts.values() if rows)
         return ("running" if begun else "waiting"), "(as far as the files tell)"
-    ended = {job.state for job in jobs} | set(ended_jobs([newest]).values())
-    if ended & {"CANCELLED"} or any(job.is_stuck for job in jobs):
-        return "cancelled", "" if attempts else "(what it needs failed, or by hand)"
+    ended |= set(ended_jobs([newest]).values())
+    if "CANCELLED" in ended or any(job.is_stuck for job in own):
+        return "cancelled", ""
     return "failed", f"({', '.join(sorted(ended)).lower() or 'no longer in the queue'})"
+
+
+def _why_cancelled(run: Run, stage: Stage, attempts: dict[str, list[dict[str, Any]]], earlier: dict[str, Row]) -> str:
+    """Return what ended the jobs of a stage: the user, or a stage that it needs."""
+    has_begun = any(attempts.values())
+    if not has_begun:
+        failed = [f"{name} {earlier[name].state}" for name in stage.needs if earlier[name].state == "failed"]
+        if failed:
+            return ", ".join(failed)
+    if cancelled_file(run.logs).exists():
+        return "by launch cancel"
+    needed = [f"{name} {earlier[name].state}" for name in stage.needs if earlier[name].state in NOT_COMING]
+    return ", ".join(needed) if needed and not has_begun else "by scancel"
+
+
+NOT_COMING = ("failed", "cancelled", "stopped")
+"""States of a stage for which the stages that need it do not wait."""
 
 
 def _reason(jobs: list[QueuedJob]) -> str:
     reasons = {job.reason for job in jobs if job.is_active} - {"None", "Dependency", ""}
     return f"({', '.join(sorted(reasons))})" if reasons else ""
+
+
+def _newest_jobs(stage: Stage, state: GraphState) -> set[str]:
+    """Return the jobs of a stage's newest submission: several if it has many shards."""
+    jobs = state.jobs(stage.name)
+    return {entry["job"] for entry in jobs if entry["submission"] == jobs[-1]["submission"]}
 
 
 def _attempts(run: Run, stage: Stage, state: GraphState) -> dict[str, list[dict[str, Any]]]:

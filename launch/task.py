@@ -6,6 +6,7 @@ as soon as rank 0 has the signal, and its count of time limits takes every preem
 """
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,12 +17,13 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from distill.claim import slurm_attempt
+from distill.failure import FAILURES_VARIABLE, read_failures
 from distill.files import append_jsonl, read_jsonl
-from distill.preemption import END_VARIABLE, GRACE_VARIABLE, SIGNALS, VERDICT_VARIABLE
+from distill.preemption import END_VARIABLE, GRACE_VARIABLE, SIGNALS
+from launch.failures import EXIT_INPUT, Place, explain_srun
 from launch.queue import ask, is_running
-from launch.state import EXIT_STOPPED
+from launch.state import EXIT_STOPPED, cancelled_file
 
-EXIT_INPUT = 2
 UNHEARD = (128 + signal.SIGUSR1, 128 + signal.SIGUSR2)
 """Of a process that SLURM's signal ended before it listened: it had not begun anything."""
 EARLY_SECONDS = 75.0  # SLURM may send the signal of a time limit a minute before it was asked to
@@ -75,15 +77,21 @@ class Task:
         node = os.environ.get("SLURMD_NODENAME", os.uname().nodename)
         self._record(event="start", restart=_restart(), host=node)
         end = _end_time(ask("squeue", "--noheader", "--format=%e", f"--jobs={job_id()}").stdout)
-        code = self._run(end)
-        self._record(event="end", code=code)
+        code, why = self._run(end)
+        is_cancelled = code != 0 and cancelled_file(self.folder).exists()
+        self._record(event="end", code=code, reason=why, cancelled=is_cancelled)
         if code == 0:
             _leave(0)
+        if why:
+            self._say(why)
         reason = self._why_not_again(code, end) or self._requeue(code)
         raise StageFailedError(f"{self.name} ended with exit code {code} {reason}; its log: {self.log}")
 
-    def _run(self, end: float | None) -> int:
-        """The exit code of srun: the highest of its processes', 128 + n where signal n ended one; 75 for all stops."""
+    def _run(self, end: float | None) -> tuple[int, str | None]:
+        """Return srun's exit code and, if it is a failure, why.
+
+        The code is the highest of its processes', 128 + n if signal n ended one; 75 for all stops.
+        """
         command = [
             "srun",
             f"--nodes={self.nodes}",
@@ -94,19 +102,26 @@ class Task:
             "--kill-on-bad-exit=1",  # the others would wait for the one that is gone
             *self.command,
         ]
-        verdict = self.attempts.with_suffix(f".{job_id()}.{_restart()}.refused")  # this attempt's alone
+        own = f"{self.name}.{job_id()}.{_restart()}"  # this attempt's alone
+        failures = self.folder / "slurm" / "failures" / own
+        failures.mkdir(parents=True, exist_ok=True)
         kept = {name: value for name, value in os.environ.items() if name not in OF_OTHER_LAUNCHERS}
-        environment = kept | self.environment | self._limits(end) | {VERDICT_VARIABLE: str(verdict)}
+        environment = kept | self.environment | self._limits(end) | {FAILURES_VARIABLE: str(failures)}
         with self.log.open("ab") as log:
+            begin = self.log.stat().st_size
             self._say(" ".join(command))
             code = subprocess.run(
                 command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment, check=False
             ).returncode
+        reported = read_failures(failures)
+        shutil.rmtree(failures, ignore_errors=True)
         code = code if code >= 0 else 128 - code
-        if code and verdict.exists():  # of the one rank that knew; the others failed with it
-            code = EXIT_INPUT
-        verdict.unlink(missing_ok=True)
-        return EXIT_STOPPED if code in UNHEARD else code
+        if code and any(failure.exit_code == EXIT_INPUT for failure in reported):
+            code = EXIT_INPUT  # of the one rank that knew; the others failed with it
+        if code in (0, EXIT_STOPPED, *UNHEARD):
+            return (EXIT_STOPPED if code else 0), None
+        place = Place(self.name, self.nodes * self.processes_per_node, is_on_slurm=True)
+        return code, explain_srun(place, code, reported, self.log, begin)
 
     def _limits(self, end: float | None) -> dict[str, str]:
         """When SLURM kills the job, for its processes; older versions do not tell them."""
@@ -169,11 +184,6 @@ def _leave(code: int) -> NoReturn:
 
 def attempts_file(logs: Path, name: str) -> Path:
     return logs / "slurm" / "attempts" / f"{name}.jsonl"
-
-
-def cancelled_file(logs: Path) -> Path:
-    """There while a run is cancelled: jobs that leave are not requeued."""
-    return logs / "slurm" / "cancelled"
 
 
 def _restart() -> int:

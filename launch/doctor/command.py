@@ -33,7 +33,8 @@ from launch.doctor.needs import Needs, needs_of
 from launch.doctor.probe import Request, request_file, requeued_file, versions
 from launch.profile import Profile, Resources
 from launch.queue import QueuedJob, ask, queued_jobs
-from launch.task import attempts_file, cancelled_file
+from launch.state import cancelled_file
+from launch.task import attempts_file
 
 NAME = "probe"
 CHECKS_SECONDS = 75
@@ -110,7 +111,7 @@ def _run_here(folder: Path, processes: local.Processes, console: Console) -> str
             while any(child.poll() is None for child in children) and not any(child.poll() for child in children):
                 time.sleep(0.1)
         finally:
-            codes = local.end(children)
+            codes = [each.code for each in local.end(children)]
     return f"exit codes {', '.join(map(str, codes))}" if any(codes) else ""
 
 

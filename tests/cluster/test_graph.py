@@ -101,7 +101,11 @@ def test_what_fails_for_good_cancels_what_needs_it_and_nothing_else(
     expected = {"train-student-b", "evaluate-student-b", "benchmark", "report"}
     assert {stage for stage, state in now.items() if state == "cancelled"} == expected
     assert {now[stage] for stage in ("train-student-a", "evaluate-student-a", "evaluate-teacher-t")} == {"done"}
-    assert "shrink-student-b.log" in launch(cluster, "status", run).stdout
+    shown = launch(cluster, "status", run).stdout
+    assert "shrink-student-b.log" in shown and "cancelled (shrink-student-b failed)" in shown
+    assert "shrink-student-b failed: FileExistsError" in shown or "shrink-student-b failed: NotADirectory" in shown, (
+        shown
+    )
     assert "students/b" in launch(cluster, "logs", run, "shrink-student-b").stdout
 
     (run / "students" / "b").unlink()
@@ -129,13 +133,17 @@ def test_a_killed_task_and_a_dead_node_cost_no_label(cluster: Cluster, tiny: tup
     finally:
         cluster.node("start", node)
     assert codes(run, "label-t.shard-00001") == [137, 0]
+    killed = [row["reason"] for row in attempts(run, "label-t.shard-00001") if row["event"] == "end"]
+    assert killed[0].startswith("it was killed (SIGKILL, often out of memory): lower labels.t.batch_tokens"), killed
     assert codes(run, "label-t.shard-00002") == [75, 0]
     restarts = [row["restart"] for row in attempts(run, "label-t.shard-00003") if row["event"] == "start"]
     assert restarts == [0, 1] and set(codes(run, "label-t.shard-00003")) == {0}
 
     other = cluster.run("sbatch", "--parsable", "--output=/dev/null", "--wrap=sleep 600")
     launch(cluster, "cancel", run)
-    assert not {"running", "waiting", "preempted"} & set(states(cluster, run).values())
+    ended = set(states(cluster, run).values())
+    assert "cancelled" in ended and ended <= {"cancelled", "done"}, launch(cluster, "status", run).stdout
+    assert "(by launch cancel)" in launch(cluster, "status", run).stdout
     assert cluster.job(other)["JobState"] in ("RUNNING", "PENDING")
     cluster.run("scancel", other)
 

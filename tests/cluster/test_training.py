@@ -197,7 +197,9 @@ def test_requeued_by_hand_it_goes_on_and_cancelled_by_hand_it_does_not_come_back
     cluster.wait_for(job, "CANCELLED", seconds=30)
     assert codes(training.run, "train-student-a")[-1] == 75  # it saved, and was not brought back
     training.wait(lambda: states(cluster, training.run)["evaluate-student-a"] == "cancelled")
-    assert states(cluster, training.run)["train-student-a"] == "stopped"
+    shown = launch(cluster, "status", training.run).stdout
+    assert states(cluster, training.run)["train-student-a"] == "cancelled" and "(by scancel)" in shown
+    assert "(train-student-a cancelled)" in shown, "why the stages that need it will not run"
     training.submit().wait_for_end()
     training.is_as(undisturbed)
     launch(cluster, "cancel", training.run)

@@ -87,7 +87,11 @@ def test_what_is_good_is_not_refused(place: Path) -> None:
 FILES: dict[str, tuple[bytes, str]] = {
     "empty": (b"", "r.yaml holds NoneType, expected a mapping with the keys name, corpus, teachers"),
     "a list": (b"- name: x", "holds list, expected a mapping"),
-    "tabs": (b"name: x\n\tcorpus: y", "found character '\\t' that cannot start any token"),
+    "tabs": (
+        b"name: x\n\tcorpus: y",
+        "r.yaml is not valid YAML: line 2, column 1: while scanning for the next token found character '\\t' that cannot "
+        "start any token. Mend the file. Indent with spaces: YAML allows no tabs",
+    ),
     "a picture": (b"\x89PNG\r\n\x1a\n\x00", "not valid YAML: 'utf-8' codec can't decode byte 0x89"),
     "latin-1": ("name: café".encode("latin1"), "codec can't decode byte 0xe9 in position 9"),
     "UTF-16": ("name: x".encode("utf16"), "codec can't decode byte 0xff"),
@@ -145,7 +149,7 @@ OVERRIDES: dict[str, str] = {
     "train.optimizer=adafactor": "adafactor needs zero_stage 0",
     "evaluate.search.num_beams=[0]": "evaluate.search.num_beams.0: 0 given; input should be greater than 0",
     "evaluate.generation.length_penalty=.nan": "nan given; input should be a finite number",
-    "labels.l={}": "labels.l: 'l' is not among the teachers; expected one of t",
+    "labels.l={}": "labels.l: 'l' is not among the teachers; set labels.l.teacher to one of t",
     "labels.t.teacher=nobody": "labels.t.teacher: 'nobody' is not among the teachers; expected one of t",
     "students.s.teacher=nobody": "students.s.teacher: 'nobody' is not among the teachers; expected one of t",
     "students.s.train_on=[nothing]": "'nothing' is not among gold and the labels; expected one of gold",
@@ -154,16 +158,16 @@ OVERRIDES: dict[str, str] = {
     "students.s.encoder_layers=[0, 3]": "layers [3] are out of range; the teacher's layers are 0 to 2. Change the list",
     "students.s.decoder_layers=[1, 1]": "[1, 1] given, expected at least one layer, in rising order, each once",
     "students.s.decoder_layers=[true, 2]": "True given; a number is expected",
-    "students={../x: {teacher: t}}": "'../x' given; string should match pattern",
+    "students={../x: {teacher: t}}": "'../x' given; expected letters (a to z), digits",
     "students.s=null": "students.s: None given; expected a block with the keys teacher, model",
-    "name=../x": "name: '../x' given; string should match pattern",
-    "name=a/b": "name: 'a/b' given; string should match pattern",
+    "name=../x": "name: '../x' given; expected letters (a to z), digits",
+    "name=a/b": "name: 'a/b' given; expected letters (a to z), digits",
     "teachers={}": "teachers: dictionary should have at least 1 item",
     "teachers.t.prefix=5": "teachers.t.prefix: 5 given; input should be a valid string",
     "teachers.t.languages.source=en": "teachers.t.languages.target: missing, expected a value",
     f"teachers.t={{architecture: {SCRATCH}, tokenizer: {{kind: bpe, vocabulary: 300}}, train: {{}}, "
     "languages: {source: en, target: ro}}": "one from scratch knows none: remove them",
-    "teachers.t.model=./nowhere": "teachers.t.model: nowhere is no folder; expected one written by save_pretrained",
+    "teachers.t.model=./nowhere": "teachers.t.model: nowhere is no folder in /",
     "corpus=null": "corpus: None given; expected a block with the keys train",
     "corpus.train=nowhere.jsonl": "'nowhere.jsonl' given, but there is no such file or folder",
     "corpus.train=r.yaml": "expected a file that ends in .jsonl",
@@ -182,6 +186,10 @@ OVERRIDES: dict[str, str] = {
     "corpus.max_examples=1000": "corpus.max_examples: 1000 given; expected the splits and their numbers, such as {train: 1000}",
     "corpus.document=text": "corpus/train.jsonl, line 1: no field 'text'; its fields are 'id', 'document', 'summary'",
     "corpus.max_examples.tset=3": "'tset' given; input should be 'train', 'validation' or 'test'",
+    "--train.steps": "--train.steps given, which is no option. A key of the recipe is written without dashes and with '=': "
+    "train.steps=VALUE",
+    "--train.steps=9": "without dashes and with '=': train.steps=9",
+    "--dry-rum": "--dry-rum given, which is no option; did you mean --dry-run?",
     "wandb.project=''": "wandb.project: '' given; string should have at least 1 character",
 }  # fmt: skip
 
@@ -192,6 +200,20 @@ def test_a_recipe_that_is_wrong(override: str, place: Path) -> None:
     refused(result, place, OVERRIDES[override])
     assert result.stderr.count(OVERRIDES[override]) <= 1, "once, however many members inherit it"
     assert not (place / "runs").exists()
+
+
+@pytest.mark.parametrize(
+    ("overrides", "options", "said"),
+    [
+        (["train.warmup_steps=9"], [], "train.warmup_steps: 9 given, but student s has 4 steps"),
+        ([], ["--processes", "999"], "--processes: 999 given, but this machine has"),
+        (["train.warmup_steps=3"], ["--processes", "1"], ""),
+    ],
+)
+def test_what_is_rarely_meant_is_warned_of(overrides: list[str], options: list[str], said: str, place: Path) -> None:
+    result = dry_run(place, *overrides, *options)
+    assert result.returncode == 0 and "learning rate" in result.stdout
+    assert said in result.stderr and ("warning: " in result.stderr) == bool(said)
 
 
 def test_numbers_as_texts_are_numbers_and_any_folder_will_do(place: Path) -> None:
@@ -329,6 +351,12 @@ def replace_by(kind: str) -> Callable[[Path, Any], None]:
     return copy
 
 
+def in_best(folder: Path, models: Any) -> None:
+    folder.rename(folder.with_name("moved"))
+    folder.mkdir()
+    folder.with_name("moved").rename(folder / "best")
+
+
 def deepspeed_folder(folder: Path, models: Any) -> None:
     shutil.rmtree(folder)
     (folder / "step-00000004").mkdir(parents=True)
@@ -341,6 +369,7 @@ MODELS: dict[str, tuple[Callable[[Path, Any], Any], list[str], Callable[..., Any
         "has no tokenizer; expected tokenizer.json or spiece.model",
     ),
     "no weights": (lambda f, _: (f / "model.safetensors").unlink(), [], dry_run, "has no weights; expected model.safetensors"),
+    "a trained model's folder": (in_best, [], dry_run, "model has no model, but the folder of one: give model/best"),
     "a DeepSpeed checkpoint": (deepspeed_folder, [], dry_run, "model has no config.json; expected config.json in it"),
     "a decoder alone": (lambda f, _: config(f, model_type="gpt2"), [], dry_run, "model type 'gpt2' is not known; expected one of bart"),
     "an encoder alone": (lambda f, _: config(f, model_type="bert"), [], dry_run, "model type 'bert' is not known"),

@@ -28,6 +28,14 @@ def test_more_warm_up_than_steps() -> None:
     assert [plan.learning_rate(train, step, 3) for step in range(3)] == pytest.approx([1 / 3, 2 / 3, 1])
 
 
+def test_warm_up_is_5_percent_of_the_steps_unless_it_is_given() -> None:
+    train = Train(epochs=1, learning_rate=1.0)
+    assert [plan.warmup_steps(train, steps) for steps in (1, 20, 21, 100, 10_000)] == [1, 1, 2, 5, 500]
+    rates = [plan.learning_rate(train, step, 100) for step in range(100)]
+    assert rates.index(max(rates)) == 4 and rates[4] == 1.0 and rates[-1] < 0.02
+    assert plan.warmup_steps(Train(steps=100, warmup_steps=0), 100) == 0
+
+
 @pytest.mark.parametrize("schedule", ["linear", "cosine", "constant", "polynomial"])
 @pytest.mark.parametrize("warmup", [0, 7])
 def test_every_schedule_falls_from_the_learning_rate_to_zero(schedule: str, warmup: int) -> None:

@@ -16,8 +16,8 @@ from distill.stages import Stage, stages
 from launch.profile import Profile, load_profile
 from launch.queue import ENDED, NEVER, QueuedJob, _parse
 from launch.slurm import RunQueue, Submission, job_name, plan, run_id, sbatch_parameters
-from launch.state import GraphState
-from launch.task import Task, _end_time, cancelled_file
+from launch.state import GraphState, cancelled_file
+from launch.task import Task, _end_time
 from tests.conftest import ROOT
 
 PROFILES = sorted((ROOT / "slurm" / "profiles").glob("*.yaml"))
