@@ -29,6 +29,8 @@ CRASHES = {
 OUT_OF_MEMORY = re.compile(r"out of memory|can.?t allocate memory|cannot allocate memory|MemoryError", re.IGNORECASE)
 OF_SRUN = re.compile(r"^srun: error: \S+: tasks? \S+: (.+?)(?: \(core dumped\))?\s*$", re.MULTILINE)
 """How srun names the end of a task; the first line is that of the task that ended first."""
+BY_SLURM = re.compile(r"^(srun: Job step aborted|slurmstepd\S*: error: \*\*\* (STEP|JOB) )", re.MULTILINE)
+"""SLURM's words if it ends a step itself; also, after a failure, if it ends the other tasks."""
 LAST_BYTES = 20_000
 
 
@@ -91,8 +93,12 @@ def explain(place: Place, exits: list[Exit], failures: list[Failure], log: Path,
 
 def explain_srun(place: Place, code: int, failures: list[Failure], log: Path, begin: int) -> str:
     """Return why a stage in a SLURM job failed; `code` is srun's own, the highest of all tasks."""
-    ends = OF_SRUN.findall(_read(log, begin))
-    number = _signal_number(ends[0]) if ends else None
+    text = _read(log, begin)
+    first = OF_SRUN.search(text)
+    ended = BY_SLURM.search(text)
+    if ended and not failures and (first is None or ended.start() < first.start()):
+        return "SLURM ended it: it was cancelled or preempted, or reached its time limit"
+    number = _signal_number(first[1]) if first else None
     if number is None and not failures and code > 128:
         number = code - 128
     if number is not None and not _wrong_input(failures):

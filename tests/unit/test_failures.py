@@ -129,6 +129,18 @@ def test_srun_tells_which_task_ended_first(lines: list[tuple[int, str]], code: i
     assert explain_srun(TRAINING, code, [PEER], log, begin).startswith(expected)
 
 
+CANCELLED = "slurmstepd-n1: error: *** STEP 7.0 ON n1 CANCELLED AT 2026-11-28T10:04:19 ***\n"
+
+
+def test_what_slurm_ended_itself_was_not_killed_for_its_memory(log: Path) -> None:
+    begin = log.stat().st_size
+    killed = SRUN.format("0-1", "Killed")
+    log.write_text(OLD_LOG + "srun: Job step aborted: Waiting up to 7 seconds\n" + CANCELLED + killed)
+    assert explain_srun(TRAINING, 137, [], log, begin).startswith("SLURM ended it")
+    log.write_text(OLD_LOG + SRUN.format(1, "Killed") + CANCELLED + SRUN.format(0, "Killed"))
+    assert "(SIGKILL" in explain_srun(TRAINING, 137, [], log, begin), "the first was killed by somebody else"
+
+
 def test_processes_tell_their_failures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     report_failure(0, 2, "nobody asked")
     monkeypatch.setenv(FAILURES_VARIABLE, str(tmp_path))
