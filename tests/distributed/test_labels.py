@@ -1,18 +1,18 @@
 """Label jobs that are killed, crowded, and run out of disk, as processes."""
 
 import json
+import logging
 import os
-import re
 import signal
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.conftest import ROOT, make_model, run_command, write_corpus
+from tests.conftest import make_model, run_command, write_corpus
 from tests.drills.labels import drill, write_recipe
+from tests.forked import run_forked
 
 pytestmark = pytest.mark.distributed
 
@@ -39,28 +39,23 @@ def test_chaos(recipe: Path, tmp_path: Path) -> None:
 
 def test_a_label_job_that_is_signalled_stops_at_a_batch_and_goes_on(recipe: Path, tmp_path: Path) -> None:
     assert run_command("jobs.prepare", str(recipe), "--runs", str(tmp_path)).returncode == 0
-    command = [
-        sys.executable,
-        "-m",
-        "jobs.label",
-        str(recipe),
-        "--labels",
-        "t",
-        "--shard",
-        "0",
-        "--runs",
-        str(tmp_path),
-    ]
-    job = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True)
-    assert job.stderr is not None
-    for line in job.stderr:
-        if "batch 2 of" in line:
-            job.send_signal(signal.SIGUSR1)
-            break
-    _, rest = job.communicate(timeout=120)
-    assert job.returncode == 75 and "stopped (SIGUSR1)" in rest and "run the same command again" in rest
-    result = label(recipe, tmp_path, 0)
-    assert result.returncode == 0 and re.search("continuing after [23] whole batches", result.stderr)
+    command = ["jobs.label", str(recipe), "--labels", "t", "--shard", "0", "--runs", str(tmp_path)]
+    result = run_forked(*command, before=signal_in_the_second_batch)
+    assert result.returncode == 75 and "stopped (SIGUSR1)" in result.stderr, result.stderr
+    assert "run the same command again" in result.stderr
+    result = run_forked(*command)
+    assert result.returncode == 0 and "continuing after 2 whole batches" in result.stderr, result.stderr
+
+
+def signal_in_the_second_batch() -> None:
+    """In the job's process: a signal as soon as it says that the batch begins."""
+
+    def look(record: logging.LogRecord) -> bool:
+        if "batch 2 of" in record.getMessage():
+            os.kill(os.getpid(), signal.SIGUSR1)
+        return True
+
+    logging.getLogger("distill.shards").addFilter(look)
 
 
 def label(recipe: Path, runs: Path, shard: int) -> subprocess.CompletedProcess[str]:
