@@ -21,6 +21,7 @@ DEV = ROOT / "slurm" / "dev"
 FIRST_JOB = 4_000_000
 PATIENT = {"GRACE": "120", "KILL_WAIT": "60", "NODE_TIMEOUT": "120"}
 """A busy machine may be slow to save, and slow to answer. Jobs that leave by themselves wait for none of these."""
+LEAVE_SECONDS = 60.0
 ENDED = ("CANCELLED", "COMPLETED", "FAILED", "NODE_FAIL", "TIMEOUT")
 
 
@@ -119,7 +120,7 @@ def _run_cluster(folder: Path, environment: dict[str, str], settings: dict[str, 
         yield Cluster(folder, environment | {"SLURM_CONF": str(folder / "etc" / "slurm.conf")})
     finally:
         stopped = run_script(environment, "stop.sh", "--wipe")
-        traces = find_traces(folder, settings["PORT"])
+        traces = remaining_traces(folder, settings["PORT"])
         shutil.rmtree(folder.parent, ignore_errors=True)
     assert stopped.returncode == 0, stopped.stdout + stopped.stderr
     assert traces == []
@@ -156,6 +157,14 @@ def reserved_ports() -> Iterator[int]:
         else:
             raise AssertionError("no free ports between 20000 and 32000")
         yield first
+
+
+def remaining_traces(folder: Path, port: str) -> list[str]:
+    """What stays: on a busy machine a process that was killed needs a while to go."""
+    end = time.monotonic() + LEAVE_SECONDS
+    while (traces := find_traces(folder, port)) and time.monotonic() < end:
+        time.sleep(0.1)
+    return traces
 
 
 def find_traces(folder: Path, port: str) -> list[str]:
