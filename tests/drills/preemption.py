@@ -119,12 +119,16 @@ def disturb(drill: Drill, strike: Strike, count: int, expected: str, chance: ran
     while outcome.stopped < count:
         outcome.attempts += 1
         processes = drill.start()
-        _wait_for_training(drill, processes)
-        time.sleep(chance.uniform(0, longest))
-        place = _place(drill)
-        if strike(drill, processes, chance, outcome):
-            outcome.stopped += 1
-            outcome.during[place] = outcome.during.get(place, 0) + 1
+        try:
+            _wait_for_training(drill, processes)
+            time.sleep(chance.uniform(0, longest))
+            place = _place(drill)
+            if strike(drill, processes, chance, outcome):
+                outcome.stopped += 1
+                outcome.during[place] = outcome.during.get(place, 0) + 1
+        finally:
+            for process in processes:
+                process.kill()  # those that an error has left
         _count_finished(drill, outcome, expected)
     assert _wait(drill.start()) == [0, 0]
     _count_finished(drill, outcome, expected)
