@@ -120,6 +120,16 @@ class Training:
         job = self.cluster.run("sbatch", "--parsable", *options, "--wrap=true")
         self.cluster.wait_for(job, "COMPLETED")
 
+    def move_the_limit(self, minutes: int) -> None:
+        """Give the job so many minutes in all."""
+        job = job_of(self.run, "train-student-a")
+        self.cluster.run("scontrol", "update", f"JobId={job}", f"TimeLimit={minutes}")
+
+    def bring_the_limit_near(self) -> None:
+        """The job ends in one to two minutes."""
+        hours, minutes, _ = self.cluster.job(job_of(self.run, "train-student-a"))["RunTime"].split(":")
+        self.move_the_limit(60 * int(hours) + int(minutes) + 2)
+
     def let_go(self) -> None:
         """All attempts, this one and later ones, go on to the end."""
         self.hold.release()
@@ -183,9 +193,16 @@ def test_two_nodes_with_two_ranks_each_give_the_losses_of_one_process(
 def test_the_time_limit_comes_twice(
     cluster: Cluster, prepared: tuple[Path, Path], undisturbed: Path, tmp_path: Path
 ) -> None:
-    """A job leaves by itself half a minute before its end and is requeued, as often as the profile allows."""
-    training = Training(cluster, prepared, tmp_path, time_limit_min=1, max_requeues=1)
-    training.submit().wait(lambda: codes(training.run, "train-student-a") == [75, 75])
+    """A job is told before its end, leaves and is requeued, as often as the profile allows."""
+    training = Training(cluster, prepared, tmp_path, signal_lead_seconds=40, max_requeues=1).submit()
+    training.wait_for_hold(1)
+    with cluster.no_starts():
+        training.bring_the_limit_near()
+        training.wait(lambda: codes(training.run, "train-student-a") == [75])
+        training.move_the_limit(30)
+    training.wait_for_hold(2)
+    training.bring_the_limit_near()
+    training.wait(lambda: codes(training.run, "train-student-a") == [75, 75])
     training.wait(lambda: states(cluster, training.run)["train-student-a"] == "stopped")
     assert "max_requeues: 1" in "".join(log.read_text() for log in training.run.glob("logs/slurm/*/*_0_log.out"))
     training.profile = write_profile(tmp_path)  # the same command, with more time
