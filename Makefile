@@ -18,8 +18,8 @@ demo: $(VENV)/installed  ## the whole pipeline on the built-in corpus
 demo-check: $(VENV)/developed  ## the outcome of `make demo`
 	$(BIN)/python -m pytest tests/demo
 
-test: $(VENV)/developed
-	$(BIN)/python -m pytest $(PARALLEL)
+test: $(VENV)/developed  ## as pytest finds them: the long files of tests/distributed first, the short ones at the end
+	$(BIN)/python -m pytest $(PARALLEL) --no-loadscope-reorder
 	@echo "NOT RUN: the tests on a SLURM, tests/cluster. They are run by: make cluster-test"
 
 cluster-test: $(VENV)/developed  ## on a SLURM that slurm/dev/start.sh starts on this machine

@@ -17,6 +17,8 @@ from distill.sections import Tokenizer
 
 ROOT = Path(__file__).parent.parent
 SHARED = ROOT.parent / "shared"
+PATIENCE_SECONDS = 1800.0
+"""After so long a test counts as hung. No test passes because of it, so a busy machine may be slow."""
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # subprocesses too: the tests' models are tiny
 torch.set_num_threads(1)
 
@@ -133,6 +135,6 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", "-l", str(disk)], check=True)
 
 
-def run_command(*command: str, cwd: Path = ROOT, timeout: int = 300) -> subprocess.CompletedProcess[str]:
+def run_command(*command: str, cwd: Path = ROOT, timeout: float = PATIENCE_SECONDS) -> subprocess.CompletedProcess[str]:
     """Run one of the project's commands for real."""
     return subprocess.run([sys.executable, "-m", *command], cwd=cwd, capture_output=True, text=True, timeout=timeout)

@@ -1,4 +1,7 @@
-"""The project's commands in a process that is forked from one which has imported everything: milliseconds, not seconds."""
+"""Processes that are forked from one which has imported everything: milliseconds, not seconds.
+
+A test process has one such server, so commands and the ranks of `tests/distributed/harness.py` share it.
+"""
 
 import multiprocessing
 import os
@@ -10,11 +13,13 @@ import traceback
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from tests.conftest import ROOT
+from tests.conftest import PATIENCE_SECONDS, ROOT
 
 IMPORTED = ["pytest", "launch.cli", "jobs.start", "distill.data", "distill.task", "distill.student", "datasets"]
+IMPORTED += ["distill.trainer", "distill.scoring"]
 FORKS = multiprocessing.get_context("forkserver")
 FORKS.set_forkserver_preload(["tests.forked", *IMPORTED])
+os.environ["DS_ACCELERATOR"] = "cpu"  # DeepSpeed reads it when the server imports it
 
 
 def run_forked(
@@ -22,17 +27,16 @@ def run_forked(
     cwd: Path = ROOT,
     environment: Mapping[str, str | None] | None = None,
     before: Callable[[], None] | None = None,
-    timeout: float = 120,
 ) -> subprocess.CompletedProcess[str]:
     """Run `python -m COMMAND` and leave as it does. `before` happens first in its process; None unsets a variable."""
     with tempfile.TemporaryDirectory() as folder:
         files = [Path(folder) / name for name in ("stdout", "stderr")]
         process = FORKS.Process(target=_run, args=(command, cwd, dict(environment or {}), before, *map(str, files)))
         process.start()
-        process.join(timeout)
+        process.join(PATIENCE_SECONDS)
         if process.is_alive():
             process.kill()
-            raise subprocess.TimeoutExpired(list(command), timeout)
+            raise subprocess.TimeoutExpired(list(command), PATIENCE_SECONDS)
         texts = [file.read_text(encoding="utf-8", errors="replace") for file in files]
         assert process.exitcode is not None
         return subprocess.CompletedProcess(list(command), process.exitcode, *texts)

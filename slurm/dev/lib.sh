@@ -13,7 +13,7 @@ PIDS=$RUN/pids
 export SLURM_CONF=$ETC/slurm.conf
 HOSTS_MARK="# slurm/dev $DEV_CLUSTER_DIR"
 
-SETTINGS=(NODES CPUS GPUS GRACE PREEMPT_SIGNAL PORT ISOLATION FIRST_JOB)
+SETTINGS=(NODES CPUS GPUS GRACE KILL_WAIT NODE_TIMEOUT PREEMPT_SIGNAL PORT ISOLATION FIRST_JOB)
 [ "${DEV_CLUSTER_ISOLATION:-}" != auto ] || unset DEV_CLUSTER_ISOLATION
 DIFFERENT=() # settings given now that are not those of the cluster that runs
 if [ -r "$ETC/settings" ]; then # written by start.sh: what runs wins
@@ -26,6 +26,8 @@ fi
 : "${DEV_CLUSTER_CPUS:=4}"             # declared for each node; there may be fewer
 : "${DEV_CLUSTER_GPUS:=2}"             # declared for each node; they are links to /dev/null
 : "${DEV_CLUSTER_GRACE:=30}"           # seconds from a preemption's signal to TERM, in partition low
+: "${DEV_CLUSTER_KILL_WAIT:=5}"         # seconds from TERM to KILL, for jobs that are cancelled or at their limit
+: "${DEV_CLUSTER_NODE_TIMEOUT:=10}"     # seconds without an answer after which a node is taken for dead
 : "${DEV_CLUSTER_PREEMPT_SIGNAL:=yes}" # no (SLURM's default): a preempted job gets TERM, and --signal's not
 : "${DEV_CLUSTER_PORT:=18000}"         # + 1: slurmctld, + 10 + i: node i
 : "${DEV_CLUSTER_ISOLATION:=auto}"     # none | ns (name, files, processes) | net (ns, and network; root) | auto
@@ -100,7 +102,7 @@ start_node() {
 
 other_network() { [ "$(readlink "/proc/$1/ns/net")" != "$(readlink /proc/self/ns/net)" ]; }
 plug_in() { # NODE PID: a cable from the bridge into the network of that process; it goes when the network goes
-  wait_for 5 other_network "$2" || die "$1 has no network of its own: $LOG/$1.out"
+  wait_for 60 other_network "$2" || die "$1 has no network of its own: $LOG/$1.out"
   ip link delete "$(link "$1")" 2> /dev/null # of a node that died just now
   ip link add "$(link "$1")" type veth peer name "$(link "$1")p" &&
     ip link set "$(link "$1")" master "$(bridge)" up &&

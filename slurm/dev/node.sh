@@ -20,7 +20,7 @@ back() { sinfo -h -n "$1" -p low -o %T | grep -qE '^(idle|mixed|allocated)$'; }
 case $1 in
   kill) stop_node "$2" ;;
   fail) stop_node "$2" && scontrol update nodename="$2" state=down reason=node.sh ;;
-  start) start_node "$2" && { wait_for 30 back "$2" || die "$2 does not come back: $LOG/$2.log, $LOG/$2.out"; } ;;
+  start) start_node "$2" && { wait_for 120 back "$2" || die "$2 does not come back: $LOG/$2.log, $LOG/$2.out"; } ;;
   unplug) cable unplug "$2" down ;;
   plug) cable plug "$2" up ;;
   *) die "$usage" 2 ;;

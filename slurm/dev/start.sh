@@ -65,7 +65,7 @@ done > "$ETC/nodes"
 signal=
 [ "$DEV_CLUSTER_PREEMPT_SIGNAL" = no ] || signal=SlurmctldParameters=preempt_send_user_signal
 sed -e "s|@DIR@|$DEV_CLUSTER_DIR|g; s|@HOST@|$(hostname -s)|; s|@CONTROLLER@|$(address controller)|; s|@PORT@|$((DEV_CLUSTER_PORT + 1))|" \
-  -e "s|@USER@|$(id -un)|; s|@FIRST_JOB@|$DEV_CLUSTER_FIRST_JOB|; s|@GRACE@|$DEV_CLUSTER_GRACE|; s|@PREEMPT_SIGNAL@|$signal|" \
+  -e "s|@USER@|$(id -un)|; s|@FIRST_JOB@|$DEV_CLUSTER_FIRST_JOB|; s|@GRACE@|$DEV_CLUSTER_GRACE|; s|@KILL_WAIT@|$DEV_CLUSTER_KILL_WAIT|; s|@NODE_TIMEOUT@|$DEV_CLUSTER_NODE_TIMEOUT|; s|@PREEMPT_SIGNAL@|$signal|" \
   -e "/@NODES@/{r $ETC/nodes" -e 'd}' "$HERE/slurm.conf.in" > "$SLURM_CONF"
 echo "export SLURM_CONF=$SLURM_CONF" > "$DEV_CLUSTER_DIR/env.sh"
 
@@ -76,7 +76,7 @@ if dead munged; then
   daemon munged munged --foreground --force --key-file="$ETC/munge.key" --socket="$RUN/munge.sock" \
     --pid-file="$RUN/munged.pid" --seed-file="$RUN/munged.seed"
 fi
-wait_for 10 munge -n -S "$RUN/munge.sock" || die "munged does not answer: $LOG/munged.out"
+wait_for 60 munge -n -S "$RUN/munge.sock" || die "munged does not answer: $LOG/munged.out"
 if [ "$DEV_CLUSTER_ISOLATION" = net ] && ! ip link show "$(bridge)" > /dev/null 2>&1; then
   ip link add "$(bridge)" type bridge && ip address add "$(subnet).1/24" dev "$(bridge)" && ip link set "$(bridge)" up ||
     die "no bridge for isolation net: it needs root"
@@ -84,11 +84,11 @@ fi
 dead slurmctld && daemon slurmctld slurmctld -D -i
 up() { scontrol ping | grep -q 'is UP'; }
 up_or_dead() { dead slurmctld || up; }
-wait_for 20 up_or_dead
+wait_for 120 up_or_dead
 up || die "slurmctld does not answer: $LOG/slurmctld.log, $LOG/slurmctld.out"
 for node in $(nodes); do start_node "$node"; done
 ready() { [ "$(sinfo -h -N -p low -o %T | grep -cE '^(idle|mixed|allocated|completing)$')" = "$DEV_CLUSTER_NODES" ]; }
-wait_for 30 ready || {
+wait_for 120 ready || {
   sinfo -N -l >&2
   die "nodes are not ready: $LOG/n*.log, $LOG/n*.out"
 }

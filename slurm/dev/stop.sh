@@ -30,7 +30,7 @@ end_left_over() {
 end slurmctld TERM # first: no job is requeued while its nodes die
 for node in $(nodes); do stop_node "$node"; done
 # In namespaces nothing is left; without, jobs survive slurmd.
-wait_for 10 end_left_over || die "processes do not end: $(left_over | tr '\n' ' ')"
+wait_for 60 end_left_over || die "processes do not end: $(left_over | tr '\n' ' ')"
 end munged TERM
 if [ "$DEV_CLUSTER_ISOLATION" = net ]; then ip link delete "$(bridge)" 2> /dev/null; fi
 if grep -qF "$HOSTS_MARK" /etc/hosts && [ -w /etc/hosts ]; then

@@ -4,7 +4,6 @@ import contextlib
 import os
 import random
 import shutil
-import socket
 import subprocess
 import tempfile
 import time
@@ -15,10 +14,15 @@ from typing import Any
 
 import pytest
 
-from tests.conftest import ROOT, make_model, write_corpus
+from tests.conftest import PATIENCE_SECONDS, ROOT, make_model, write_corpus
+from tests.ports import check_free, reserved_port
 
 DEV = ROOT / "slurm" / "dev"
 FIRST_JOB = 4_000_000
+PATIENT = {"GRACE": "120", "KILL_WAIT": "60", "NODE_TIMEOUT": "120"}
+"""A busy machine may be slow to save, and slow to answer. Jobs that leave by themselves wait for none of these."""
+LEAVE_SECONDS = 60.0
+ENDED = ("CANCELLED", "COMPLETED", "FAILED", "NODE_FAIL", "TIMEOUT")
 
 
 @dataclass(frozen=True)
@@ -28,10 +32,15 @@ class Cluster:
     folder: Path
     environment: dict[str, str]
 
-    def run(self, *command: str, cwd: Path | None = None, timeout: float = 60) -> str:
+    def run(self, *command: str, cwd: Path | None = None) -> str:
         """What the command printed; a failure shows its errors."""
         done = subprocess.run(
-            command, cwd=cwd or self.folder, env=self.environment, capture_output=True, text=True, timeout=timeout
+            command,
+            cwd=cwd or self.folder,
+            env=self.environment,
+            capture_output=True,
+            text=True,
+            timeout=PATIENCE_SECONDS,
         )
         assert done.returncode == 0, f"{command} ended with {done.returncode}\n{done.stdout}{done.stderr}"
         return done.stdout.strip()
@@ -49,16 +58,29 @@ class Cluster:
         words = self.run("scontrol", "--oneliner", "show", "job", job).split()
         return dict(word.split("=", 1) for word in words if "=" in word)
 
-    def wait_for(self, job: str, *states: str, seconds: float = 20) -> dict[str, str]:
-        """Until the job's state is one of these."""
-        self.until(lambda: self.job(job)["JobState"] in states, seconds, lambda: f"{self.job(job)}, expected {states}")
-        return self.job(job)
+    def wait_for(self, job: str, *states: str) -> dict[str, str]:
+        """Wait until the job's state is one of these. Fail as soon as it has ended in another one."""
+        self.until(
+            lambda: self.job(job)["JobState"] in (*states, *ENDED), lambda: f"{self.job(job)}, expected {states}"
+        )
+        found = self.job(job)
+        assert found["JobState"] in states, f"{found}, expected {states}"
+        return found
 
-    def until(self, condition: Callable[[], bool], seconds: float, message: Callable[[], str]) -> None:
-        end = time.monotonic() + seconds
+    def until(self, condition: Callable[[], bool], message: Callable[[], str]) -> None:
+        end = time.monotonic() + PATIENCE_SECONDS
         while not condition():
-            assert time.monotonic() < end, f"not within {seconds} s: {message()}"
+            assert time.monotonic() < end, f"not within {PATIENCE_SECONDS} s: {message()}"
             time.sleep(0.1)
+
+    @contextlib.contextmanager
+    def no_starts(self) -> Iterator[None]:
+        """Let no job of the partition `low` start inside the block; those that are submitted wait."""
+        self.run("scontrol", "update", "partitionname=low", "state=down")
+        try:
+            yield
+        finally:
+            self.run("scontrol", "update", "partitionname=low", "state=up")
 
     def node(self, action: str, name: str) -> None:
         """kill, fail, start, unplug or plug a node (slurm/dev/node.sh)."""
@@ -72,7 +94,7 @@ class Cluster:
 
 @pytest.fixture(scope="session")
 def cluster() -> Iterator[Cluster]:
-    with running_cluster(GRACE="10", FIRST_JOB=str(FIRST_JOB)) as running:
+    with running_cluster(**PATIENT, FIRST_JOB=str(FIRST_JOB)) as running:
         yield running
 
 
@@ -82,7 +104,11 @@ def running_cluster(**settings: str) -> Iterator[Cluster]:
     # Not tmp_path: the paths of its sockets must be short.
     folder = Path(tempfile.mkdtemp(prefix="dist", dir="/tmp")) / "c"
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("SLURM", "DEV_CLUSTER"))}
-    settings = {"DIR": str(folder), "PORT": str(free_ports()), **settings}
+    with reserved_ports() as port:
+        yield from _run_cluster(folder, environment, {"DIR": str(folder), "PORT": str(port), **settings})
+
+
+def _run_cluster(folder: Path, environment: dict[str, str], settings: dict[str, str]) -> Iterator[Cluster]:
     if isolation := os.environ.get("DEV_CLUSTER_ISOLATION"):
         settings["ISOLATION"] = isolation
     environment |= {f"DEV_CLUSTER_{name}": value for name, value in settings.items()}
@@ -94,14 +120,16 @@ def running_cluster(**settings: str) -> Iterator[Cluster]:
         yield Cluster(folder, environment | {"SLURM_CONF": str(folder / "etc" / "slurm.conf")})
     finally:
         stopped = run_script(environment, "stop.sh", "--wipe")
-        traces = find_traces(folder, settings["PORT"])
+        traces = remaining_traces(folder, settings["PORT"])
         shutil.rmtree(folder.parent, ignore_errors=True)
     assert stopped.returncode == 0, stopped.stdout + stopped.stderr
     assert traces == []
 
 
 def run_script(environment: dict[str, str], name: str, *arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([str(DEV / name), *arguments], env=environment, capture_output=True, text=True, timeout=120)
+    return subprocess.run(
+        [str(DEV / name), *arguments], env=environment, capture_output=True, text=True, timeout=PATIENCE_SECONDS
+    )
 
 
 def read_logs(folder: Path) -> str:
@@ -110,20 +138,33 @@ def read_logs(folder: Path) -> str:
     return "".join(f"{log.name}:\n{log.read_text(encoding='utf-8', errors='replace')[-2000:]}\n" for log in logs)
 
 
-def free_ports() -> int:
-    """The first of a cluster's ports; below those that the kernel gives to clients."""
+@contextlib.contextmanager
+def reserved_ports() -> Iterator[int]:
+    """The first of a cluster's ports, below those that the kernel gives to clients.
+
+    SLURM does not use the first one. It is held, so that no cluster of another test process gets the same ports.
+    """
     candidates = list(range(20000, 32000, 50))
     random.shuffle(candidates)
-    for first in candidates:
-        try:
-            for port in (first + 1, *range(first + 11, first + 14)):
-                with socket.socket() as server:
-                    server.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-                    server.bind(("", port))
-        except OSError:
-            continue
-        return first
-    raise AssertionError("no free ports between 20000 and 32000")
+    with contextlib.ExitStack() as held:
+        for first in candidates:
+            with contextlib.suppress(OSError), contextlib.ExitStack() as attempt:
+                attempt.enter_context(reserved_port(first))
+                for port in (first + 1, *range(first + 11, first + 14)):
+                    check_free(port)
+                held.enter_context(attempt.pop_all())
+                break
+        else:
+            raise AssertionError("no free ports between 20000 and 32000")
+        yield first
+
+
+def remaining_traces(folder: Path, port: str) -> list[str]:
+    """What stays: on a busy machine a process that was killed needs a while to go."""
+    end = time.monotonic() + LEAVE_SECONDS
+    while (traces := find_traces(folder, port)) and time.monotonic() < end:
+        time.sleep(0.1)
+    return traces
 
 
 def find_traces(folder: Path, port: str) -> list[str]:

@@ -12,7 +12,7 @@ import yaml
 
 from distill.files import read_json, read_jsonl, sha256_file
 from tests.cluster.conftest import Cluster
-from tests.conftest import ROOT
+from tests.conftest import PATIENCE_SECONDS, ROOT
 
 PROFILE: dict[str, Any] = {
     "partition": "low",
@@ -31,7 +31,9 @@ def launch(
 ) -> subprocess.CompletedProcess[str]:
     """`python -m launch ...` on the cluster's login node, which must end with `code`."""
     command = [sys.executable, "-m", "launch", *map(str, arguments)]
-    done = subprocess.run(command, cwd=cwd, env=cluster.environment, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(
+        command, cwd=cwd, env=cluster.environment, capture_output=True, text=True, timeout=PATIENCE_SECONDS
+    )
     assert done.returncode == code, f"{command} ended with {done.returncode}\n{done.stdout}{done.stderr}"
     return done
 
@@ -85,11 +87,11 @@ def weights(run: Path, student: str = "a") -> str:
     return sha256_file(run / "students" / student / "final" / "model.safetensors")
 
 
-def wait(condition: Callable[[], bool], seconds: float, run: Path) -> None:
+def wait(condition: Callable[[], bool], run: Path) -> None:
     """Until it is so; else the ends of the run's logs are shown."""
-    end = time.monotonic() + seconds
+    end = time.monotonic() + PATIENCE_SECONDS
     while not condition():
-        assert time.monotonic() < end, f"not within {seconds} s\n{ends_of_logs(run)}"
+        assert time.monotonic() < end, f"not within {PATIENCE_SECONDS} s\n{ends_of_logs(run)}"
         time.sleep(0.2)
 
 
@@ -101,8 +103,8 @@ def ends_of_logs(run: Path) -> str:
     )
 
 
-def wait_for_report(run: Path, seconds: float) -> None:
-    wait((run / "report" / "report.md").exists, seconds, run)
+def wait_for_report(run: Path) -> None:
+    wait((run / "report" / "report.md").exists, run)
 
 
 def states(cluster: Cluster, run: Path) -> dict[str, str]:

@@ -15,7 +15,7 @@ srun bash -c 'trap "echo step USR1; exit 75" USR1; trap "echo step USR2; exit 75
 code=$?
 echo "srun $code"
 [ $code != 75 ] || scontrol requeue "$SLURM_JOB_ID"
-sleep 60
+sleep infinity
 """
 
 
@@ -30,7 +30,7 @@ def start_training(cluster: Cluster, folder: Path, nodes: int, *options: str) ->
     script, output = write(folder, "training.sh", TRAINING), folder / "training.out"
     output.touch()
     job = cluster.sbatch(script, f"--nodes={nodes}", "--requeue", "--open-mode=append", f"--output={output}", *options)
-    cluster.until(lambda: output.read_text().count("ready") == nodes, 10, output.read_text)
+    cluster.until(lambda: output.read_text().count("ready") == nodes, output.read_text)
     return job, output
 
 
@@ -61,7 +61,7 @@ def test_a_preempted_step_gets_its_signal_and_the_job_returns(cluster: Cluster, 
     job, output = start_training(cluster, tmp_path, 3, "--partition=low", "--exclusive", f"--signal={signal}@60")
     high = submit_high(cluster)
     cluster.wait_for(high, "COMPLETED")
-    cluster.until(lambda: "start 1" in output.read_text(), 20, output.read_text)
+    cluster.until(lambda: "start 1" in output.read_text(), output.read_text)
     cluster.run("scancel", job)
     assert cluster.job(job)["Restarts"] == "1"
     assert output.read_text().count(f"step {signal}\n") == 3
@@ -75,19 +75,20 @@ def test_the_time_of_preemption_is_told_while_a_job_may_save(cluster: Cluster, t
     )
     assert cluster.wait_for(job, "RUNNING")["PreemptTime"] == "None"
     high = submit_high(cluster)
-    cluster.until(lambda: cluster.job(job)["PreemptTime"] != "None", 10, lambda: str(cluster.job(job)))
+    cluster.until(lambda: cluster.job(job)["PreemptTime"] != "None", lambda: str(cluster.job(job)))
     assert cluster.job(job)["JobState"] == "RUNNING"
     cluster.run("scancel", high)
     cluster.run("scancel", job)
 
 
 def test_a_cancelled_job_is_not_a_preempted_one(cluster: Cluster, tmp_path: Path) -> None:
-    script = write(tmp_path, "deaf.sh", "#!/bin/bash\ntrap '' TERM\nwhile :; do sleep 0.1; done\n")
+    script = write(tmp_path, "deaf.sh", "#!/bin/bash\ntrap '' TERM\nwhile [ ! -e enough ]; do sleep 0.1; done\n")
     job = cluster.sbatch(script, "--requeue", "--output=/dev/null")
     cluster.wait_for(job, "RUNNING")
     cluster.run("scancel", job)
-    told = cluster.job(job)
+    told = cluster.job(job)  # it is deaf, so it stays in this state for KILL_WAIT, which is a minute here
     assert (told["JobState"], told["PreemptTime"], told["Restarts"]) == ("COMPLETING", "None", "0")
+    (tmp_path / "enough").touch()
 
 
 def test_a_failed_node_gives_its_job_to_another(cluster: Cluster, tmp_path: Path) -> None:
@@ -95,33 +96,42 @@ def test_a_failed_node_gives_its_job_to_another(cluster: Cluster, tmp_path: Path
     node = cluster.job(job)["NodeList"]
     cluster.node("fail", node)
     try:
-        cluster.until(lambda: "start 1" in output.read_text(), 20, output.read_text)
+        cluster.until(lambda: "start 1" in output.read_text(), output.read_text)
         assert cluster.job(job)["NodeList"] not in (node, "(null)")
     finally:
         cluster.node("start", node)
     cluster.run("scancel", job)
 
 
+FAILS_WHEN_TOLD = "#!/bin/bash\nwhile [ ! -e fail ]; do sleep 0.1; done\nexit 3\n"
+
+
 def test_what_depends_on_a_failure_is_cancelled(cluster: Cluster, tmp_path: Path) -> None:
-    first = cluster.sbatch(write(tmp_path, "fails.sh", "#!/bin/bash\nsleep 1\nexit 3\n"), "--output=/dev/null")
+    first = cluster.sbatch(write(tmp_path, "fails.sh", FAILS_WHEN_TOLD), "--output=/dev/null")
     options = ["--output=/dev/null", f"--dependency=afterok:{first}", "--kill-on-invalid-dep=yes"]
     second = cluster.sbatch(write(tmp_path, "never.sh", "#!/bin/bash\n"), *options)
-    assert cluster.wait_for(second, "CANCELLED", "COMPLETED", "FAILED")["JobState"] == "CANCELLED"
+    (tmp_path / "fail").touch()
+    cluster.wait_for(second, "CANCELLED")
     assert cluster.job(first)["ExitCode"] == "3:0"
 
 
 ARRAY = """#!/bin/bash
 echo "$SLURM_ARRAY_TASK_ID ${SLURM_RESTART_COUNT:-0}" >> runs.txt
 [ "$SLURM_ARRAY_TASK_ID" = 2 ] && [ -z "$SLURM_RESTART_COUNT" ] || exit 0
-sleep 1.5
+while [ ! -e requeue ]; do sleep 0.1; done
 scontrol requeue "${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID"
-sleep 60
+sleep infinity
 """
 
 
 def test_a_task_of_an_array_requeues_itself_alone(cluster: Cluster, tmp_path: Path) -> None:
     """By its number in the array: the last task's own id is the array's, and would requeue the tasks that are done."""
-    cluster.sbatch(write(tmp_path, "array.sh", ARRAY), "--array=0-2", "--requeue", "--output=/dev/null")
-    runs = tmp_path / "runs.txt"
-    cluster.until(lambda: runs.exists() and "2 1" in runs.read_text(), 20, runs.read_text)
-    assert sorted(runs.read_text().splitlines()) == ["0 0", "1 0", "2 0", "2 1"]
+    job = cluster.sbatch(write(tmp_path, "array.sh", ARRAY), "--array=0-2", "--requeue", "--output=/dev/null")
+
+    def states() -> list[str]:
+        return sorted(cluster.squeue("--array", "--format=%T", f"--jobs={job}"))
+
+    cluster.until(lambda: states() == ["COMPLETED", "COMPLETED", "RUNNING"], lambda: str(states()))
+    (tmp_path / "requeue").touch()
+    cluster.until(lambda: states() == ["COMPLETED"] * 3, lambda: str(states()))
+    assert sorted((tmp_path / "runs.txt").read_text().splitlines()) == ["0 0", "1 0", "2 0", "2 1"]

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.cluster.conftest import Cluster
+from tests.cluster.hold import SHARDS, Hold
 from tests.cluster.runs import (
     LABELS,
     STUDENT,
@@ -47,7 +48,7 @@ def test_one_submission_goes_to_the_report(
     cluster: Cluster, tiny: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Two teachers label, three students read. The code is edited after the submission, the folder's name is nasty, another
-    launcher's variables lie in the environment, and other recipes are tried while it runs.
+    launcher's variables lie in the environment, and other recipes are tried while its jobs wait.
     """
     for name, value in (("RANK", "0"), ("LOCAL_RANK", "0"), ("WORLD_SIZE", "1"), ("SQUEUE_PARTITION", "high")):
         monkeypatch.setitem(cluster.environment, name, value)
@@ -57,21 +58,21 @@ def test_one_submission_goes_to_the_report(
     )
     profile, code, runs = write_profile(tmp_path), checkout(tmp_path / "code"), tmp_path / HARMLESS
     submit = ("run", recipe, "--on", profile, "--runs", runs)
-    submitted = launch(cluster, *submit, cwd=code).stdout
-    assert submitted.count(": job ") == 18
-    for job in (code / "jobs").glob("*.py"):
-        job.write_text("raise SystemExit(1)\n")
-
     run = runs / "tiny"
-    assert states(cluster, run)["report"] == "waiting"
-    again = launch(cluster, *submit, code=2)
-    assert f"job(s) {job_of(run, 'prepare')}" in again.stderr and "Nothing is missing or failed" in again.stderr
-    assert "is being run by SLURM" in launch(cluster, "run", recipe, "--runs", runs, code=2).stderr
-    resolved = (run / "recipe.yaml").read_text()
-    assert "train.steps: 6 when the run began, 9 now" in launch(cluster, *submit, "train.steps=9", code=2).stderr
-    launch(cluster, "run", recipe, "--runs", runs, "train.steps=9", code=2)
-    assert (run / "recipe.yaml").read_text() == resolved, "the queued jobs read it"
-    wait_for_report(run, 400)
+    with cluster.no_starts():
+        submitted = launch(cluster, *submit, cwd=code).stdout
+        assert submitted.count(": job ") == 18
+        for job in (code / "jobs").glob("*.py"):
+            job.write_text("raise SystemExit(1)\n")
+        assert states(cluster, run)["report"] == "waiting"
+        again = launch(cluster, *submit, code=2)
+        assert f"job(s) {job_of(run, 'prepare')}" in again.stderr and "Nothing is missing or failed" in again.stderr
+        assert "is being run by SLURM" in launch(cluster, "run", recipe, "--runs", runs, code=2).stderr
+        resolved = (run / "recipe.yaml").read_text()
+        assert "train.steps: 6 when the run began, 9 now" in launch(cluster, *submit, "train.steps=9", code=2).stderr
+        launch(cluster, "run", recipe, "--runs", runs, "train.steps=9", code=2)
+        assert (run / "recipe.yaml").read_text() == resolved, "the queued jobs read it"
+    wait_for_report(run)
 
     text = (run / "report" / "report.md").read_text(encoding="utf-8")
     assert all(f"student {name}" in text for name in "abc")
@@ -93,7 +94,7 @@ def test_what_fails_for_good_cancels_what_needs_it_and_nothing_else(
     (run / "students").mkdir(parents=True)
     (run / "students" / "b").write_text("a file where the student's folder should be")
     launch(cluster, *submit)
-    wait(lambda: not {"running", "waiting"} & set(states(cluster, run).values()), 240, run)
+    wait(lambda: not {"running", "waiting"} & set(states(cluster, run).values()), run)
 
     now = states(cluster, run)
     assert now["shrink-student-b"] == "failed", ends_of_logs(run)
@@ -112,24 +113,29 @@ def test_what_fails_for_good_cancels_what_needs_it_and_nothing_else(
     submitted = launch(cluster, *submit).stdout
     stages = {line.split(":")[0] for line in submitted.splitlines() if ": job " in line}
     assert stages == {"shrink-student-b", *expected}
-    wait_for_report(run, 240)
+    wait_for_report(run)
 
 
 def test_a_killed_task_and_a_dead_node_cost_no_label(cluster: Cluster, tiny: tuple[Path, Path], tmp_path: Path) -> None:
-    """A shard's process is killed: it is tried again. A node dies: SLURM runs its shards elsewhere. `cancel` ends only this run."""
+    """A shard's process is killed: it is tried again. A node dies: SLURM runs its shards elsewhere. `cancel` ends only this run.
+
+    The shards' processes are held before they do anything, so that they are there when something happens to them.
+    """
     teacher, corpus = tiny
     recipe = write_recipe(tmp_path, teacher, corpus, labels=LABELS, students={"b": STUDENT | {"train_on": ["t"]}})
     run = tmp_path / "runs" / "tiny"
-    launch(cluster, "run", recipe, "--on", write_profile(tmp_path), "--runs", tmp_path / "runs")
-    wait(lambda: bool(attempts(run, "label-t.shard-00003")), 90, run)
-    wait(lambda: len(processes_of(run, "--shard")) == 4, 20, run)
-    os.kill(processes_of(run, "--shard 2")[0], signal.SIGUSR2)  # it may not listen yet
-    os.kill(processes_of(run, "--shard 1")[0], signal.SIGKILL)
-    wait(lambda: codes(run, "label-t.shard-00001") == [137], 20, run)
+    hold = Hold(tmp_path / "hold", SHARDS)
+    profile = write_profile(tmp_path, setup=hold.setup)
+    launch(cluster, "run", recipe, "--on", profile, "--runs", tmp_path / "runs")
+    wait(lambda: len(processes_of(run, "--shard")) == 4, run)
     node = attempts(run, "label-t.shard-00003")[0]["host"]
+    os.kill(processes_of(run, "--shard 2")[0], signal.SIGUSR2)  # it does not listen yet
+    os.kill(processes_of(run, "--shard 1")[0], signal.SIGKILL)
+    wait(lambda: (codes(run, "label-t.shard-00001"), codes(run, "label-t.shard-00002")) == ([137], [75]), run)
     cluster.node("fail", node)
+    hold.release()
     try:
-        wait((run / "labels" / "t" / "labels.parquet").exists, 180, run)
+        wait((run / "labels" / "t" / "labels.parquet").exists, run)
     finally:
         cluster.node("start", node)
     assert codes(run, "label-t.shard-00001") == [137, 0]

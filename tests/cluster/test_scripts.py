@@ -43,9 +43,9 @@ def test_an_array_of_shards_then_a_whole_recipe_in_one_job(
     run = tmp_path / "runs" / "tiny"
     subprocess.run([sys.executable, "-m", "jobs.prepare", str(recipe), *map(str, runs)], cwd=ROOT, check=True, capture_output=True)  # fmt: skip
     sbatch(cluster, tmp_path, "label.sbatch", recipe, "--labels", "t", *runs, options=("--array=0-3%2",))
-    wait(lambda: len(list((run / "labels" / "t").glob("shard-*-of-00004.json"))) == 4, 120, run)
+    wait(lambda: len(list((run / "labels" / "t").glob("shard-*-of-00004.json"))) == 4, run)
     job = sbatch(cluster, tmp_path, "run.sbatch", recipe, *runs)
-    cluster.wait_for(job, "COMPLETED", "FAILED", seconds=180)
+    cluster.wait_for(job, "COMPLETED", "FAILED")
     assert cluster.job(job)["JobState"] == "COMPLETED", (tmp_path / f"distill-run-{job}.log").read_text()[-3000:]
     assert (run / "report" / "report.md").exists()
 
@@ -86,8 +86,7 @@ def test_what_sbatch_refuses_is_told_and_the_same_command_goes_on(
 ) -> None:
     """A partition that does not exist for one stage only: what came before stays queued."""
     recipe, run = write_recipe(tmp_path, *tiny), tmp_path / "runs" / "tiny"
-    cluster.run("scontrol", "update", "partitionname=low", "state=down")
-    try:
+    with cluster.no_starts():
         wrong = write_profile(tmp_path, stages={"train": {"partition": "nowhere"}})
         refused = launch(cluster, "run", recipe, "--on", wrong, "--runs", run.parent, code=2).stderr
         assert "train-student-a" in refused and "nvalid partition" in refused
@@ -96,8 +95,6 @@ def test_what_sbatch_refuses_is_told_and_the_same_command_goes_on(
         assert "prepare" not in again and "train-student-a: job" in again
         assert kept.items() <= read_json(run / "logs" / "graph.json").items()
         launch(cluster, "cancel", run)
-    finally:
-        cluster.run("scontrol", "update", "partitionname=low", "state=up")
 
 
 def test_jobs_that_wait_for_ever_are_replaced_and_a_torn_pickle_blocks_nobody(
@@ -109,26 +106,20 @@ def test_jobs_that_wait_for_ever_are_replaced_and_a_torn_pickle_blocks_nobody(
     recipe, run = write_recipe(tmp_path, teacher, own), tmp_path / "runs" / "tiny"
     stubborn = write_profile(tmp_path, options={"kill-on-invalid-dep": "no"})
     submit = ("run", recipe, "--on", stubborn, "--runs", run.parent)
-    cluster.run("scontrol", "update", "partitionname=low", "state=down")
-    try:
+    with cluster.no_starts():
         launch(cluster, *submit)
         own.rename(tmp_path / "away")
-        cluster.run("scontrol", "update", "partitionname=low", "state=up")
-        wait(lambda: states(cluster, run)["prepare"] == "failed", 60, run)
-        wait(lambda: states(cluster, run)["shrink-student-a"] == "cancelled", 20, run)
-        stuck = job_of(run, "shrink-student-a")
-        assert codes(run, "prepare") == [2] and cluster.job(stuck)["JobState"] == "PENDING"
-
-        cluster.run("scontrol", "update", "partitionname=low", "state=down")
+    wait(lambda: states(cluster, run)["prepare"] == "failed", run)
+    wait(lambda: states(cluster, run)["shrink-student-a"] == "cancelled", run)
+    stuck = job_of(run, "shrink-student-a")
+    assert codes(run, "prepare") == [2] and cluster.job(stuck)["JobState"] == "PENDING"
+    with cluster.no_starts():
         (tmp_path / "away").rename(own)
         launch(cluster, *submit)
         assert cluster.job(stuck)["JobState"] == "CANCELLED"
         again = read_json(run / "logs" / "graph.json")["prepare"]["jobs"][-1]
         (run / "logs" / "slurm" / again["submission"] / f"{again['job']}_0_result.save_tmp").touch()
-    finally:
-        cluster.run("scontrol", "update", "partitionname=low", "state=up")
-    cluster.wait_for(job_of(run, "prepare"), "COMPLETED", "FAILED", seconds=60)
-    assert cluster.job(job_of(run, "prepare"))["JobState"] == "COMPLETED"
+    cluster.wait_for(job_of(run, "prepare"), "COMPLETED")
     launch(cluster, "cancel", run)
 
 

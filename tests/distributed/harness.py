@@ -1,11 +1,12 @@
 """Run a test's body on several gloo processes: `run_distributed(body, world_size, *arguments)`."""
 
 import multiprocessing
+import multiprocessing.connection
 import os
 import pickle
-import socket
 import sys
 import tempfile
+import time
 import traceback
 from collections.abc import Callable
 from pathlib import Path
@@ -13,28 +14,29 @@ from typing import Any
 
 from distill import distributed
 from distill.distributed import World
+from tests.conftest import PATIENCE_SECONDS
+from tests.forked import FORKS
+from tests.ports import reserved_port
+
+AFTER_FAILURE_SECONDS = 20.0
+"""After one rank has failed, the others get this long to say why they fail too."""
 
 
-def run_distributed(body: Callable[..., Any], world_size: int, *arguments: Any, timeout: float = 240) -> list[Any]:
+def run_distributed(body: Callable[..., Any], world_size: int, *arguments: Any) -> list[Any]:
     """What `body(world, *arguments)` returned on every rank; a body of a test module's top level.
 
     A failure on any rank ends the others and is raised here with its traceback. The processes are forked from one that has
     imported the libraries and done nothing else.
     """
-    os.environ["DS_ACCELERATOR"] = "cpu"
-    server = multiprocessing.get_context("forkserver")
-    server.set_forkserver_preload(["distill.trainer", "distill.scoring"])
-    with tempfile.TemporaryDirectory() as folder:
-        port = _free_port()
+    with tempfile.TemporaryDirectory() as folder, reserved_port() as port:
         ranks = [
-            server.Process(target=_run, args=(body, rank, world_size, port, folder, arguments))
+            FORKS.Process(target=_run, args=(body, rank, world_size, port, folder, arguments))
             for rank in range(world_size)
         ]
         for process in ranks:
             process.start()
         try:
-            for process in ranks:
-                process.join(timeout)
+            _wait(ranks)
             errors = [path.read_text() for path in sorted(Path(folder).glob("*.error"))]
             assert not errors, "\n".join(errors)
             assert all(process.exitcode == 0 for process in ranks), [process.exitcode for process in ranks]
@@ -43,6 +45,18 @@ def run_distributed(body: Callable[..., Any], world_size: int, *arguments: Any, 
                 if process.is_alive():
                     process.kill()
         return [pickle.loads((Path(folder) / f"{rank}.result").read_bytes()) for rank in range(world_size)]
+
+
+def _wait(ranks: list[Any]) -> None:
+    """Until all have ended; after a failure, or if they hang, not for ever."""
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    while alive := [process for process in ranks if process.is_alive()]:
+        if any(process.exitcode for process in ranks):
+            deadline = min(deadline, time.monotonic() + AFTER_FAILURE_SECONDS)
+        left = deadline - time.monotonic()
+        if left <= 0:
+            break
+        multiprocessing.connection.wait([process.sentinel for process in alive], left)
 
 
 def benchmark_by_forks() -> None:
@@ -72,9 +86,3 @@ def _run(body: Callable[..., Any], rank: int, size: int, port: int, folder: str,
         (Path(folder) / f"{rank}.error").write_text(f"rank {rank}:\n{traceback.format_exc()}")
     sys.stdout.flush()
     os._exit(code)  # a live engine may abort in the interpreter's teardown
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])

@@ -125,7 +125,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_corpus(folder / "corpus", train=EXAMPLES)
     for name in KINDS:
         save_tiny(folder / "models" / name, name)
-    run_distributed(run_families, 2, str(folder), timeout=900)
+    run_distributed(run_families, 2, str(folder))
     return folder
 
 

@@ -43,7 +43,7 @@ def test_a_full_disk_loses_nothing(small_disk: Path, tmp_path: Path) -> None:
     (tmp_path / "r.yaml").write_text(yaml.safe_dump(RECIPE))
     for number, (command, free, unwritten) in enumerate(STAGES):
         ballast = leave_free(small_disk, free)
-        result = run_forked(*command, "--runs", str(small_disk), cwd=tmp_path, timeout=300)
+        result = run_forked(*command, "--runs", str(small_disk), cwd=tmp_path)
         assert result.returncode == 100 and "Traceback" not in result.stderr, result.stderr
         assert f"ERROR jobs.start: cannot write to {small_disk}: " in result.stderr
         assert "make room (or the folder writable), and run the same command again to continue." in result.stderr
@@ -52,7 +52,7 @@ def test_a_full_disk_loses_nothing(small_disk: Path, tmp_path: Path) -> None:
         ballast.unlink()
         if STAGES[number + 1 : number + 2] and STAGES[number + 1][0] == command:
             continue
-        result = run_forked(*command, "--runs", str(small_disk), cwd=tmp_path, timeout=300)
+        result = run_forked(*command, "--runs", str(small_disk), cwd=tmp_path)
         assert result.returncode == 0 and (small_disk / "full" / unwritten).exists(), result.stderr
     assert "resuming at step 2 of 4" in result.stderr
     losses = [

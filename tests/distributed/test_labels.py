@@ -1,18 +1,18 @@
 """Label jobs that are killed, crowded, and run out of disk, as processes."""
 
 import json
+import logging
 import os
-import re
 import signal
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.conftest import ROOT, make_model, run_command, write_corpus
+from tests.conftest import make_model, write_corpus
 from tests.drills.labels import drill, write_recipe
+from tests.forked import run_forked
 
 pytestmark = pytest.mark.distributed
 
@@ -38,38 +38,33 @@ def test_chaos(recipe: Path, tmp_path: Path) -> None:
 
 
 def test_a_label_job_that_is_signalled_stops_at_a_batch_and_goes_on(recipe: Path, tmp_path: Path) -> None:
-    assert run_command("jobs.prepare", str(recipe), "--runs", str(tmp_path)).returncode == 0
-    command = [
-        sys.executable,
-        "-m",
-        "jobs.label",
-        str(recipe),
-        "--labels",
-        "t",
-        "--shard",
-        "0",
-        "--runs",
-        str(tmp_path),
-    ]
-    job = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True)
-    assert job.stderr is not None
-    for line in job.stderr:
-        if "batch 2 of" in line:
-            job.send_signal(signal.SIGUSR1)
-            break
-    _, rest = job.communicate(timeout=120)
-    assert job.returncode == 75 and "stopped (SIGUSR1)" in rest and "run the same command again" in rest
-    result = label(recipe, tmp_path, 0)
-    assert result.returncode == 0 and re.search("continuing after [23] whole batches", result.stderr)
+    assert run_forked("jobs.prepare", str(recipe), "--runs", str(tmp_path)).returncode == 0
+    command = ["jobs.label", str(recipe), "--labels", "t", "--shard", "0", "--runs", str(tmp_path)]
+    result = run_forked(*command, before=signal_in_the_second_batch)
+    assert result.returncode == 75 and "stopped (SIGUSR1)" in result.stderr, result.stderr
+    assert "run the same command again" in result.stderr
+    result = run_forked(*command)
+    assert result.returncode == 0 and "continuing after 2 whole batches" in result.stderr, result.stderr
+
+
+def signal_in_the_second_batch() -> None:
+    """In the job's process: a signal as soon as it says that the batch begins."""
+
+    def look(record: logging.LogRecord) -> bool:
+        if "batch 2 of" in record.getMessage():
+            os.kill(os.getpid(), signal.SIGUSR1)
+        return True
+
+    logging.getLogger("distill.shards").addFilter(look)
 
 
 def label(recipe: Path, runs: Path, shard: int) -> subprocess.CompletedProcess[str]:
-    return run_command("jobs.label", str(recipe), "--labels", "t", "--shard", str(shard), "--runs", str(runs))
+    return run_forked("jobs.label", str(recipe), "--labels", "t", "--shard", str(shard), "--runs", str(runs))
 
 
 def test_a_full_and_a_read_only_disk_lose_nothing(recipe: Path, small_disk: Path, tmp_path: Path) -> None:
     for runs in (small_disk, tmp_path / "roomy"):
-        assert run_command("jobs.prepare", str(recipe), "--runs", str(runs)).returncode == 0
+        assert run_forked("jobs.prepare", str(recipe), "--runs", str(runs)).returncode == 0
         assert label(recipe, runs, 0).returncode == 0
     ballast = small_disk / "ballast"
     free = os.statvfs(small_disk)
@@ -89,14 +84,14 @@ def test_a_full_and_a_read_only_disk_lose_nothing(recipe: Path, small_disk: Path
             assert label(recipe, runs, shard).returncode == 0
     roomy = tmp_path / "roomy" / "drill" / "labels" / "t"
     assert {p.name: p.read_bytes() for p in labels.iterdir()} == {p.name: p.read_bytes() for p in roomy.iterdir()}
-    result = run_command("jobs.merge", str(recipe), "--labels", "t", "--runs", str(small_disk))
+    result = run_forked("jobs.merge", str(recipe), "--labels", "t", "--runs", str(small_disk))
     assert result.returncode == 0 and "60 of 60 kept" in result.stderr
     assert json.loads((labels / "manifest.json").read_text())["documents"] == 60
 
 
 def test_jobs_say_what_they_need(recipe: Path, tmp_path: Path) -> None:
     def refused(job: str, *arguments: str) -> str:
-        result = run_command(f"jobs.{job}", str(recipe), *arguments, "--runs", str(tmp_path))
+        result = run_forked(f"jobs.{job}", str(recipe), *arguments, "--runs", str(tmp_path))
         assert result.returncode == 2 and "Traceback" not in result.stderr, result.stderr
         return result.stderr
 
@@ -104,5 +99,5 @@ def test_jobs_say_what_they_need(recipe: Path, tmp_path: Path) -> None:
     assert "'x' is not among the recipe's labels; expected one of t" in refused("label", "--labels", "x")
     assert "--shard: 4 given, expected 0 to 3 (labels.t.shards)" in refused("label", "--labels", "t", "--shard", "4")
     assert "made by huggingface; nothing is converted" in refused("convert", "--labels", "t")
-    assert run_command("jobs.prepare", str(recipe), "--runs", str(tmp_path)).returncode == 0
+    assert run_forked("jobs.prepare", str(recipe), "--runs", str(tmp_path)).returncode == 0
     assert "shard 0 of 4 is not finished. Run jobs.label --labels t --shard 0" in refused("merge", "--labels", "t")

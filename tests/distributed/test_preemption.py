@@ -5,6 +5,9 @@ import os
 import random
 import shutil
 import signal
+import time
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +25,7 @@ from tests.conftest import make_model, write_corpus
 from tests.distributed.harness import run_distributed
 from tests.distributed.test_training import STEPS, losses, make_trainer, weights
 from tests.drills.preemption import Drill, disturb, kill_all, prepare, signal_one, undisturbed, write_recipe
+from tests.ports import reserved_port
 
 pytestmark = pytest.mark.distributed
 
@@ -220,6 +224,31 @@ def test_where_there_is_no_time_to_save_the_last_checkpoint_stands(tmp_path: Pat
     assert step == 5 and newest.endswith("step-00000003")
 
 
+def near_its_limit(world: World, folder: str) -> list[int]:
+    """Stopped by a limit that moves near at step 5; then again to the end. The steps of the checkpoints before that."""
+    trainer = make_trainer(world, folder, zero_stage=1, save_every_steps=100)
+    trainer.stop = StopFlag(ends_at=time.time() + 1e6)
+    train_step = trainer.train_step
+
+    def until_the_limit(*args: Any) -> Any:
+        if trainer.step == 5:
+            trainer.stop._ends_at = time.time() + trainer.stop.seconds_to_leave
+        return train_step(*args)
+
+    trainer.train_step = until_the_limit  # type: ignore[method-assign]
+    with pytest.raises(StoppedError, match="the time limit is near"):
+        trainer.run()
+    saved = [int(path.name.removeprefix("step-")) for path in sorted(Path(folder, "checkpoints").glob("step-*"))]
+    make_trainer(world, folder, zero_stage=1).run()
+    return saved
+
+
+def test_a_training_with_a_limit_saves_early_and_leaves_in_time(tmp_path: Path) -> None:
+    """The early one tells how long a save takes."""
+    assert run_distributed(near_its_limit, 1, str(tmp_path))[0] == [1, 5]
+    assert len(losses(tmp_path)) == STEPS
+
+
 def write_after_another(world: World, folder: str) -> list[list[str]]:
     """What is in the folder of a trainer whose claim was taken, after every way to write."""
     trainer = make_trainer(world, folder)
@@ -241,13 +270,15 @@ def test_a_trainer_whose_claim_was_taken_writes_nothing(tmp_path: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def drilled(tmp_path_factory: pytest.TempPathFactory, tokenizer: Any) -> tuple[Drill, str, float]:
+def drilled(tmp_path_factory: pytest.TempPathFactory, tokenizer: Any) -> Iterator[tuple[Drill, str, float]]:
     folder = tmp_path_factory.mktemp("drill")
     write_corpus(folder / "corpus")
     make_model("bart", tokenizer).save_pretrained(folder / "teacher")
     tokenizer.save_pretrained(folder / "teacher")
-    drill = prepare(write_recipe(folder, folder / "teacher", 60, train=str(folder / "corpus")), folder / "runs")
-    return (drill, *undisturbed(drill))
+    recipe = write_recipe(folder, folder / "teacher", 60, train=str(folder / "corpus"))
+    with reserved_port() as port:
+        drill = prepare(recipe, folder / "runs", port)
+        yield (drill, *undisturbed(drill))
 
 
 def test_signals_to_a_random_process_at_random_times(drilled: tuple[Drill, str, float]) -> None:
@@ -259,6 +290,6 @@ def test_signals_to_a_random_process_at_random_times(drilled: tuple[Drill, str, 
 
 def test_kills_at_random_times_never_lose_a_complete_checkpoint(drilled: tuple[Drill, str, float]) -> None:
     drill, expected, seconds = drilled
-    slowed = Drill(drill.recipe, drill.runs, slowed_seconds=0.05)
+    slowed = replace(drill, slowed_seconds=0.05)
     outcome = disturb(slowed, kill_all, 2, expected, random.Random(5), longest=seconds / 2)
     assert outcome.saved == 2 and outcome.identical == outcome.finished >= 1

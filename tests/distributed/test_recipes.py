@@ -123,7 +123,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
         save_tiny(folder / name, kind, encoder, decoder, noise=0.1, **sizes)
     halves = [list(TINY)[::2], list(TINY)[1::2]]
     with concurrent.futures.ThreadPoolExecutor() as threads:
-        list(threads.map(lambda names: run_distributed(run_all, 1, str(folder), names, timeout=900), halves))
+        list(threads.map(lambda names: run_distributed(run_all, 1, str(folder), names), halves))
     return folder / "runs"
 
 

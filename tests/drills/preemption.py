@@ -13,14 +13,13 @@ import random
 import re
 import shutil
 import signal
-import socket
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +27,8 @@ import yaml
 
 from distill.checkpoint import newest_intact
 from distill.files import read_jsonl, sha256_file
+from tests.conftest import PATIENCE_SECONDS
+from tests.ports import reserved_port
 
 ROOT = Path(__file__).parents[2]
 SLOWED = """
@@ -70,20 +71,18 @@ class Drill:
 
     recipe: Path
     runs: Path
+    port: int
+    """Where the processes meet; reserved."""
     slowed_seconds: float = 0.0
-    limit_seconds: float = 300.0
 
     @property
     def student(self) -> Path:
         return self.runs / "drill" / "students" / "kd"
 
     def start(self) -> list[subprocess.Popen[bytes]]:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = str(probe.getsockname()[1])
         job = ["-c", SLOWED.format(seconds=self.slowed_seconds)] if self.slowed_seconds else ["-m", "jobs.train"]
         command = [sys.executable, *job, str(self.recipe), "--student", "kd", "--runs", str(self.runs)]
-        common = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "OMP_NUM_THREADS": "1"}
+        common = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(self.port), "OMP_NUM_THREADS": "1"}
         with (self.runs / "drill.log").open("ab") as log:
             return [
                 subprocess.Popen(
@@ -120,14 +119,18 @@ def disturb(drill: Drill, strike: Strike, count: int, expected: str, chance: ran
     while outcome.stopped < count:
         outcome.attempts += 1
         processes = drill.start()
-        _wait_for_training(drill, processes)
-        time.sleep(chance.uniform(0, longest))
-        place = _place(drill)
-        if strike(drill, processes, chance, outcome):
-            outcome.stopped += 1
-            outcome.during[place] = outcome.during.get(place, 0) + 1
+        try:
+            _wait_for_training(drill, processes)
+            time.sleep(chance.uniform(0, longest))
+            place = _place(drill)
+            if strike(drill, processes, chance, outcome):
+                outcome.stopped += 1
+                outcome.during[place] = outcome.during.get(place, 0) + 1
+        finally:
+            for process in processes:
+                process.kill()  # those that an error has left
         _count_finished(drill, outcome, expected)
-    assert _wait(drill.start(), drill.limit_seconds) == [0, 0]
+    assert _wait(drill.start()) == [0, 0]
     _count_finished(drill, outcome, expected)
     return outcome
 
@@ -138,7 +141,7 @@ def signal_one(drill: Drill, processes: Processes, chance: random.Random, outcom
     began = time.monotonic()
     if alive:
         chance.choice(alive).send_signal(chance.choice([signal.SIGUSR1, signal.SIGUSR2, signal.SIGTERM]))
-    codes = _wait(processes, drill.limit_seconds)
+    codes = _wait(processes)
     if codes == [0, 0]:
         return False
     outcome.hung += codes is None
@@ -150,13 +153,17 @@ def signal_one(drill: Drill, processes: Processes, chance: random.Random, outcom
 
 def kill_all(drill: Drill, processes: Processes, chance: random.Random, outcome: Outcome) -> bool:
     """SIGKILL to both: what was complete before must be there after."""
+    for process in processes:
+        process.send_signal(signal.SIGSTOP)  # nothing changes between this look and the kill
     before = _newest_step(drill)
     if any(process.poll() is not None for process in processes):
-        assert _wait(processes, drill.limit_seconds) == [0, 0]
+        for process in processes:
+            process.send_signal(signal.SIGCONT)
+        assert _wait(processes) == [0, 0]
         return False
     for process in processes:
         process.kill()
-    _wait(processes, drill.limit_seconds)
+    _wait(processes)
     outcome.saved += _newest_step(drill) >= before
     return True
 
@@ -201,9 +208,9 @@ def _newest_step(drill: Drill) -> int:
     return int(newest.name.removeprefix("step-")) if newest else -1
 
 
-def _wait(processes: list[subprocess.Popen[bytes]], seconds: float) -> list[int] | None:
+def _wait(processes: list[subprocess.Popen[bytes]]) -> list[int] | None:
     """The exit codes; None where they hang, which are then killed."""
-    deadline = time.monotonic() + seconds
+    deadline = time.monotonic() + PATIENCE_SECONDS
     try:
         return [process.wait(max(0.1, deadline - time.monotonic())) for process in processes]
     except subprocess.TimeoutExpired:
@@ -235,18 +242,18 @@ def write_recipe(folder: Path, teacher: Path, steps: int, **corpus: Any) -> Path
     return folder / "drill.yaml"
 
 
-def prepare(recipe: Path, runs: Path) -> Drill:
+def prepare(recipe: Path, runs: Path, port: int) -> Drill:
     runs.mkdir(parents=True)
     for job in (["prepare"], ["shrink", "--student", "kd"]):
         command = [sys.executable, "-m", f"jobs.{job[0]}", str(recipe), *job[1:], "--runs", str(runs)]
         subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
-    return Drill(recipe, runs)
+    return Drill(recipe, runs, port)
 
 
 def undisturbed(drill: Drill) -> tuple[str, float]:
     """(the weights of a training that nobody disturbs, its seconds)"""
     began = time.monotonic()
-    assert _wait(drill.start(), drill.limit_seconds) == [0, 0]
+    assert _wait(drill.start()) == [0, 0]
     rows = read_jsonl(drill.student / "metrics.jsonl")
     weights, seconds = drill.weights(), rows[-1]["time"] - rows[0]["time"]
     drill.forget()
@@ -260,10 +267,10 @@ def main() -> None:
         parser.add_argument(f"--{option}", type=int, default=default)
     parser.add_argument("--slow", type=float, default=0.1, help="seconds that each file of a save takes longer")
     options = parser.parse_args()
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, reserved_port() as port:
         corpus = {"train": "docstrings", "max_examples": {"train": 400, "validation": 20, "test": 20}}
         recipe = write_recipe(Path(folder), ROOT / "jobs" / "recipes" / "demo-teacher", options.steps, **corpus)
-        drill = prepare(recipe, Path(folder) / "runs")
+        drill = prepare(recipe, Path(folder) / "runs", port)
         expected, seconds = undisturbed(drill)
         print(f"undisturbed: {options.steps} steps in {seconds:.1f} s", flush=True)
         if options.signals:
@@ -271,7 +278,7 @@ def main() -> None:
             print("signals:", outcome.show(), outcome.during, flush=True)
             assert outcome.saved == outcome.stopped and not outcome.hung and outcome.identical == outcome.finished
         if options.kills:
-            slowed = Drill(recipe, drill.runs, options.slow)
+            slowed = replace(drill, slowed_seconds=options.slow)
             outcome = disturb(slowed, kill_all, options.kills, expected, random.Random(1), longest=seconds / 2)
             print("kills:", outcome.show(), outcome.during, flush=True)
             assert outcome.saved == outcome.stopped and outcome.identical == outcome.finished

@@ -11,6 +11,7 @@ import pytest
 from distill.errors import InputError
 from distill.files import read_json
 from distill.shards import Shard, TakenOverError, equal_shards, fill, fill_each
+from tests.conftest import PATIENCE_SECONDS
 
 PLAN = [[3, 1], [0], [2, 5, 4]]
 
@@ -187,9 +188,9 @@ def test_workers_that_start_together_lose_nothing_and_one_finishes(
         workers = [context.Process(target=race, args=(str(shard.folder), barrier, result)) for _ in range(3)]
         for worker in workers:
             worker.start()
-        outcomes = [result.get(timeout=30) for _ in workers]
+        outcomes = [result.get(timeout=PATIENCE_SECONDS) for _ in workers]
         for worker in workers:
-            worker.join(30)
+            worker.join()
         assert "done" in outcomes and set(outcomes) <= {"done", "taken over"}
         left = files(shard.folder)
         assert {name: left[name] for name in undisturbed} == undisturbed
