@@ -166,8 +166,25 @@ def generate(
 ) -> Iterator[tuple[list[int], list[str]]]:
     """(indices, summaries) of each batch, in the order of `batches`. The model is a plain replica in eval mode."""
     for indices in batches:
-        input_ids_BS, mask_BS = _padded([source[i] for i in indices], tokenizer.pad_token_id, device)
-        yield indices, decode_texts(tokenizer, _beam_search(model, input_ids_BS, mask_BS, config))
+        output_BT = generate_tokens(model, tokenizer, [source[i] for i in indices], config, device)
+        yield indices, decode_texts(tokenizer, output_BT)
+
+
+def generate_tokens(
+    model: PreTrainedModel,
+    tokenizer: Any,
+    source: Sequence[list[int]],
+    config: GenerationConfig,
+    device: torch.device,
+) -> torch.Tensor:
+    """Return output_BT of one batch: start token, summary, padding."""
+    input_ids_BS, mask_BS = _padded(source, tokenizer.pad_token_id, device)
+    return _beam_search(model, input_ids_BS, mask_BS, config)
+
+
+def count_tokens(output_BT: torch.Tensor, config: GenerationConfig) -> int:
+    """Return how many tokens were generated, end tokens included and start tokens not."""
+    return int(tokens_that_count(output_BT[:, 1:], _end_tokens(config)).sum())
 
 
 def summarize(

@@ -210,6 +210,11 @@ class Run:
     def logs(self) -> Path:
         return self.folder / "logs"
 
+    @property
+    def benchmark_progress(self) -> Path:
+        """Where the benchmark is, while it runs."""
+        return self.logs / "benchmark.progress.json"
+
     def split(self, split: Split) -> Path:
         return self.corpus / f"{split}.parquet"
 

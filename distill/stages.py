@@ -1,7 +1,7 @@
 """The stages of a run: their order, what each waits for, and whether its output is complete. Files only, no torch."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -11,6 +11,9 @@ from distill.run import LabelSet, Member, Run
 from distill.search import points
 from distill.sections import Search
 from distill.shards import Shard, count_done, shards_of
+
+BENCHMARK_FORMAT = 2
+"""Of benchmark.json. A benchmark of an older format is measured again."""
 
 Kind = Literal["one process", "process group", "workers"]
 Shards = Callable[[], tuple[int, int]]
@@ -32,6 +35,8 @@ class Stage:
     kind: Kind = "one process"
     shards_done: Shards | None = field(default=None, compare=False)
     shards: tuple[Shard, ...] = field(default=(), compare=False)
+    progress_file: Path | None = field(default=None, compare=False)
+    """Where the job writes how far it is, if it does."""
 
     @property
     def name(self) -> str:
@@ -76,7 +81,8 @@ def stages(run: Run) -> list[Stage]:
         graph += _stages_of_student(run, member)
     done = tuple(stage.name for stage in graph if stage.job in ("evaluate", "merge"))
     evaluated = tuple(stage.name for stage in graph if stage.job == "evaluate")
-    graph.append(Stage("benchmark", None, evaluated, lambda: benchmark_is_current(run)))
+    measured = Stage("benchmark", None, evaluated, lambda: benchmark_is_current(run))
+    graph.append(replace(measured, progress_file=run.benchmark_progress))
     graph.append(Stage("report", None, ("benchmark", *(set(done) - set(evaluated))), lambda: report_is_current(run)))
     return graph
 
@@ -185,13 +191,15 @@ def cache_is_complete(run: Run, member: Member) -> bool:
 
 
 def benchmark_is_current(run: Run) -> bool:
-    """True where every model was measured, all in one go, with the recipe's benchmark settings."""
+    """Return True if all models were measured in one go, with the recipe's settings, by this version."""
     files = [member.benchmark for member in run.members()]
     if not all(file.exists() for file in files):
         return False
     measured = [read_json(file) for file in files]
     same_go = len({entry["measured_at"] for entry in measured}) == 1
-    return same_go and measured[0]["settings"] == run.recipe.benchmark.model_dump(mode="json")
+    same_format = all(entry.get("format") == BENCHMARK_FORMAT for entry in measured)
+    same_settings = measured[0]["settings"] == run.recipe.benchmark.model_dump(mode="json")
+    return same_go and same_format and same_settings
 
 
 def report_inputs(run: Run) -> dict[str, Path]:
@@ -205,7 +213,9 @@ def report_inputs(run: Run) -> dict[str, Path]:
 
 
 def report_is_current(run: Run) -> bool:
-    """True where the report was made of exactly the files that are there now."""
+    """Return True if the report was made of exactly the files that are there now, and none of them will change."""
+    if not benchmark_is_current(run):
+        return False
     manifest = run.report / "manifest.json"
     files = report_inputs(run)
     if not manifest.exists() or not all(file.exists() for file in files.values()):

@@ -12,7 +12,7 @@ log = logging.getLogger(__name__)
 
 
 def report(arguments: Arguments) -> None:
-    from distill.stages import report_inputs, report_is_current, report_manifest
+    from distill.stages import benchmark_is_current, report_inputs, report_is_current, report_manifest
 
     run = arguments.run
     missing = [name for name, file in report_inputs(run).items() if not file.exists()]
@@ -20,6 +20,12 @@ def report(arguments: Arguments) -> None:
         raise InputError(
             f"the report of {run.folder} lacks {', '.join(missing)}; run the stages that make them first "
             "(python -m launch run does all of them)."
+        )
+    if not benchmark_is_current(run):
+        raise InputError(
+            f"the benchmark.json of the models in {run.folder} are not of one measurement with the recipe's benchmark "
+            f"settings, or were made by an older version. Expected one measurement of all models; run python -m "
+            "jobs.benchmark first (python -m launch run does it)."
         )
     if report_is_current(run):
         log.info("%s is complete", run.report)

@@ -14,7 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from distill.errors import InputError
-from distill.files import read_jsonl
+from distill.files import read_json, read_jsonl
 from distill.run import Run
 from distill.stages import Stage, shard_name, stages
 from launch.queue import QueuedJob, ended_jobs, has_slurm
@@ -50,10 +50,12 @@ class Progress:
 
 
 def progress(stage: Stage) -> Progress:
-    """Read from metrics.jsonl, or counted in files."""
+    """Read from metrics.jsonl or the job's own file, or counted in files."""
     if stage.shards_done:
         done, shards = stage.shards_done()
         return Progress(done, shards, unit="shard")
+    if stage.progress_file:
+        return _written_progress(stage.progress_file)
     if stage.job != "train" or stage.member is None:
         return Progress()
     rows = read_jsonl(stage.member.metrics)
@@ -68,6 +70,18 @@ def progress(stage: Stage) -> Progress:
         tokens_per_second=last["tokens_per_second"],
         seconds_left=None if complete else last["seconds_left"],
     )
+
+
+def _written_progress(file: Path) -> Progress:
+    """Read the job's own file, which is there while it works."""
+    try:
+        written = read_json(file)
+    except FileNotFoundError:
+        return Progress()
+    seconds_left = None if written["ends_at"] is None else written["ends_at"] - time.time()
+    if seconds_left is not None and seconds_left < 0:
+        seconds_left = None  # it takes longer than planned: nobody knows
+    return Progress(written["step"], written["steps"], seconds_left=seconds_left, unit=written["doing"])
 
 
 def watch(run: Run, console: Console) -> None:

@@ -26,10 +26,10 @@ from distill.distillation import Distillation
 from distill.head import chunked_losses
 from distill.losses import cross_entropy, divergence
 from distill.objective import Counts, ScoredStudent
+from distill.peak_memory import peak_resident_bytes
 from distill.recipe import Cache, Objective, Teacher
 from distill.sections import Train
 from distill.signal import HiddenSignal
-from distill.speed import _peak_resident_bytes
 from distill.student import freeze, set_dropout, shrink
 from distill.tokens import Tokens
 
@@ -82,14 +82,14 @@ def measure_loss(loss: Callable[..., torch.Tensor], trained_head: bool) -> tuple
         inputs[0].grad = inputs[1].grad = None
         torch.cuda.synchronize()
         torch.cuda.reset_peak_memory_stats()
-    before = torch.cuda.memory_allocated() if ON_GPU else _peak_resident_bytes()
+    before = torch.cuda.memory_allocated() if ON_GPU else peak_resident_bytes()
     began = time.perf_counter()
     value = loss(*inputs)
     value.backward()
     if ON_GPU:
         torch.cuda.synchronize()
     seconds = time.perf_counter() - began
-    after = torch.cuda.max_memory_allocated() if ON_GPU else _peak_resident_bytes()
+    after = torch.cuda.max_memory_allocated() if ON_GPU else peak_resident_bytes()
     return seconds, float(after - before), float(value.detach())
 
 

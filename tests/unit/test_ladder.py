@@ -10,7 +10,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 RUNGS = [
-    {"errors", "sections"},
+    {"errors", "sections", "markdown", "machine"},
     {"corpus_settings", "text_files"},
     {
         "preemption",
@@ -23,6 +23,7 @@ RUNGS = [
         "json_array",
         "duplicates",
         "families",
+        "benchmark_plan",
     },
     {
         "files",
@@ -36,14 +37,15 @@ RUNGS = [
         "attention",
         "determinism",
         "folder",
+        "speed_table",
     },
     {"hub", "corpus_files", "run", "plan", "distillation", "checkpoint", "student", "claim", "failure"},
     {"reading", "corpus_warnings", "search", "changes", "begun", "shards", "weights_and_biases", "head"},
     {"stages", "tracking", "preflight", "tokens", "corpus", "objective", "generation"},
     {"pretrained", "ctranslate", "export", "summaries", "batching"},
-    {"data", "speed", "report", "teacher"},
-    {"engine", "teacher_cache", "task"},
-    {"scoring", "trainer", "engines", "evaluation"},
+    {"data", "speed", "tables", "teacher"},
+    {"engine", "teacher_cache", "task", "peak_memory", "pictures"},
+    {"scoring", "trainer", "engines", "evaluation", "report"},
     {"labels"},
 ]
 RUNG = {module: number for number, rung in enumerate(RUNGS) for module in rung}

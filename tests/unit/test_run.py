@@ -1,6 +1,8 @@
 """The run directory, its stages, and what a launcher and a reader make of them."""
 
+import re
 import socket
+import time
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +14,16 @@ from distill.files import append_jsonl, write_json
 from distill.preflight import check_folder, check_recipe
 from distill.recipe_file import parse_recipe
 from distill.run import Run
-from distill.stages import benchmark_is_current, stages
+from distill.stages import (
+    BENCHMARK_FORMAT,
+    benchmark_is_current,
+    report_inputs,
+    report_is_current,
+    report_manifest,
+    stages,
+)
+from jobs.report import report
+from jobs.start import Arguments
 from launch.local import processes_here
 from launch.state import stage_state
 from launch.status import progress
@@ -200,13 +211,43 @@ def test_summaries_fit_the_positions() -> None:
 
 def test_the_benchmark_is_of_one_go_and_of_these_settings(tmp_path: Path) -> None:
     run = make_run(tmp_path)
+    current = {
+        "format": BENCHMARK_FORMAT,
+        "measured_at": 1.0,
+        "settings": run.recipe.benchmark.model_dump(mode="json"),
+    }
     for member in run.members():
         member.folder.mkdir(parents=True)
-        write_json(member.benchmark, {"measured_at": 1.0, "settings": run.recipe.benchmark.model_dump(mode="json")})
+        write_json(member.benchmark, current)
     assert benchmark_is_current(run)
     assert not benchmark_is_current(make_run(tmp_path, benchmark={"rounds": 5}))
-    write_json(run.members()[0].benchmark, {"measured_at": 2.0, "settings": {}})
-    assert not benchmark_is_current(run)
+    for other in (current | {"measured_at": 2.0}, current | {"format": 1}, {"measured_at": 1.0, "settings": {}}):
+        write_json(run.members()[-1].benchmark, other)
+        assert not benchmark_is_current(run)
+
+
+def test_a_report_of_an_old_benchmark_is_neither_current_nor_made(tmp_path: Path) -> None:
+    run = make_run(tmp_path)
+    for name, file in report_inputs(run).items():
+        file.parent.mkdir(parents=True, exist_ok=True)
+        write_json(file, {"measured_at": 1.0, "settings": {"rounds": 3}, "latency_ms": 5.0, "name": name})
+    run.report.mkdir()
+    write_json(run.report / "manifest.json", report_manifest(run))
+    assert not report_is_current(run), "its benchmark will be measured again"
+    with pytest.raises(InputError, match="made by an older version.*jobs.benchmark"):
+        report(Arguments(run))
+
+
+def test_progress_of_the_benchmark_is_read_from_its_own_file(tmp_path: Path) -> None:
+    run = make_run(tmp_path)
+    stage = next(stage for stage in stages(run) if stage.name == "benchmark")
+    assert progress(stage).text() == ""
+    write_json(run.benchmark_progress, {"doing": "loading model", "step": 2, "steps": 5, "ends_at": None})
+    assert progress(stage).text() == "loading model 2/5"
+    write_json(run.benchmark_progress, {"doing": "round", "step": 1, "steps": 3, "ends_at": time.time() + 3600})
+    assert re.fullmatch(r"round 1/3  (1:00:00|0:59:\d\d) left", progress(stage).text())
+    write_json(run.benchmark_progress, {"doing": "round", "step": 3, "steps": 3, "ends_at": time.time() - 5})
+    assert progress(stage).text() == "round 3/3", "it takes longer than planned"
 
 
 def test_processes_and_gpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
