@@ -107,8 +107,7 @@ MISTAKES: dict[str, str] = {
     "'rougeLsum', 'bleu' or 'chrf'; did you mean 'rouge1'?",
     "evaluate.metric=rougel": "did you mean 'rougeL'?",
     "train.precision=fp-32": "did you mean 'fp32'?",
-    "corpus.max_examples=1000": "corpus.max_examples: 1000 given; input should be a valid dictionary; for example "
-    "max_examples: {train: 1000}",
+    "corpus.max_examples=1000": "corpus.max_examples: 1000 given; expected the splits and their numbers, such as {train: 1000}",
     "corpus.max_examples.train=0": "corpus.max_examples.train: 0 given; input should be greater than 0",
     "students.s.objective.kl=0.8": "for example kl: {weight: 0.8}",
     "students.s.train=0": "students.s.train: 0 given; expected a block with the keys batch_examples",
