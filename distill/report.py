@@ -11,6 +11,7 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import pyarrow.parquet as pq
 
+from distill.baseline import first_sentence_scores
 from distill.corpus import read_references
 from distill.corpus_settings import shown_paths
 from distill.corpus_warnings import corpus_warnings
@@ -20,10 +21,9 @@ from distill.pretrained import load_config
 from distill.reading import Row
 from distill.recipe import GOLD, Student, sources
 from distill.run import LabelSet, Member, Run
-from distill.scores import TRANSLATION, central, first_sentence, score, shown_metrics
+from distill.scores import TITLES, TRANSLATION, central, shown_metrics
 
 SCORES = ("rouge1", "rouge2", "rougeL")
-TITLES = {"rouge1": "ROUGE-1", "rouge2": "ROUGE-2", "rougeL": "ROUGE-L", "bleu": "BLEU", "chrf": "chrF"}
 MEASURES = {
     "rouge1": "ROUGE-1 to gold",
     "rouge2": "ROUGE-2 to gold",
@@ -59,9 +59,8 @@ class Line:
 def write_report(run: Run, rows: list[Row], folder: Path) -> None:
     """Write report.md and its pictures to `folder`. `rows` are the test split."""
     lines = [_line(run, member) for member in run.members()]
-    documents, references = [row["document"] for row in rows], read_references(run.split("test"))
-    firsts, tokenize = [first_sentence(text) for text in documents], run.recipe.evaluate.bleu_tokenize
-    baseline = score(documents, firsts, references, run.recipe.seed, tokenize)
+    references = read_references(run.split("test"))
+    baseline = first_sentence_scores(run)
     metrics = _metrics(run)
     main = "bleu" if "bleu" in metrics else "rouge2"
     plot_quality_against_speed(lines, baseline, main, folder / "quality_against_speed.png")
