@@ -8,6 +8,7 @@ its file is in memory once) and `deepspeed.initialize` shards it.
 import argparse
 import contextlib
 import copy
+import io
 import logging
 import shutil
 from collections.abc import Iterator
@@ -26,6 +27,7 @@ from transformers import PreTrainedModel
 from transformers.optimization import Adafactor
 
 from distill import checkpoint
+from distill.compiling import COMMUNICATION, USUAL_TIME, is_compiled
 from distill.distillation import Distillation
 from distill.distributed import World
 from distill.errors import InputError
@@ -53,7 +55,7 @@ class Engine:
     ) -> None:
         self.world, self.terms, self._teacher = world, objective.terms, teacher
         self.stage = train.zero_stage
-        deepspeed.init_distributed(auto_mpi_discovery=False, verbose=False)  # adopts torch's process group
+        _start_deepspeed()
         self._plain = objective.student if self.stage < 3 else copy.deepcopy(objective.student).eval()
         self._engine, *_ = deepspeed.initialize(
             model=objective,
@@ -204,7 +206,7 @@ class LiveTeacher:
         frozen = FrozenTeacher(model, pairs)
         self._sharded = settings.zero_stage == 3
         if self._sharded:
-            deepspeed.init_distributed(auto_mpi_discovery=False, verbose=False)
+            _start_deepspeed()
             config = teacher_config(settings, str(model.dtype).removeprefix("torch."), model.config.d_model)
             # One parameter after the other goes to the device and is cut there; `initialize` alone would first put the
             # whole teacher on every device.
@@ -232,6 +234,14 @@ class LiveTeacher:
             return parameter.detach()
         with deepspeed.zero.GatheredParameters([parameter]):
             return parameter.detach().clone()  # outlives the gathering: the head reads it later
+
+
+def _start_deepspeed() -> None:
+    """Give torch's process group to DeepSpeed, which may first compile a library for it."""
+    if not torch.cuda.is_available() and not is_compiled(COMMUNICATION):  # of CPU processes only
+        log.info("DeepSpeed compiles its communication library, once on this machine: %s", USUAL_TIME)
+    with contextlib.redirect_stdout(io.StringIO()):  # "built successfully", from every process at every start
+        deepspeed.init_distributed(auto_mpi_discovery=False, verbose=False)
 
 
 def _optimizer(module: torch.nn.Module, train: Train) -> torch.optim.Optimizer:

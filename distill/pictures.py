@@ -10,8 +10,8 @@ import matplotlib.pyplot as plt
 import pyarrow.parquet as pq
 
 from distill.run import LabelSet, Run
-from distill.scores import central
-from distill.tables import TITLES, Line
+from distill.scores import TITLES, central
+from distill.tables import Line
 
 MEASURES = {
     "rouge1": "ROUGE-1 to gold",

@@ -4,6 +4,7 @@ import random
 import statistics
 from pathlib import Path
 
+from distill.baseline import first_sentence_scores
 from distill.corpus import read_references
 from distill.corpus_settings import shown_paths
 from distill.corpus_warnings import corpus_warnings
@@ -12,9 +13,9 @@ from distill.markdown import markdown_table
 from distill.pictures import plot_labels, plot_quality_against_speed, plot_training
 from distill.reading import Row
 from distill.run import Run
-from distill.scores import TRANSLATION, first_sentence, score, shown_metrics
+from distill.scores import TITLES, TRANSLATION, shown_metrics
 from distill.speed_table import speed_notes, speed_table
-from distill.tables import TITLES, Line, before_and_after, labels_table, read_line, results, searches
+from distill.tables import Line, before_and_after, labels_table, read_line, results, searches
 
 
 def write_report(run: Run, rows: list[Row], folder: Path) -> None:
@@ -23,7 +24,7 @@ def write_report(run: Run, rows: list[Row], folder: Path) -> None:
     references = read_references(run.split("test"))
     parts = [
         _heading(run, rows),
-        *_results(run, lines, rows, references, folder),
+        *_results(run, lines, folder),
         *_training(run, lines, folder),
         *_searches(run),
         *_labels(run, folder),
@@ -51,10 +52,8 @@ def warnings_block(sentences: list[str]) -> str:
     return "\n**To know about the corpus:**\n\n" + "".join(f"- {sentence}\n" for sentence in sentences)
 
 
-def _results(run: Run, lines: list[Line], rows: list[Row], references: list[list[str]], folder: Path) -> list[str]:
-    documents = [row["document"] for row in rows]
-    firsts = [first_sentence(text) for text in documents]
-    baseline = score(documents, firsts, references, run.recipe.seed, run.recipe.evaluate.bleu_tokenize)
+def _results(run: Run, lines: list[Line], folder: Path) -> list[str]:
+    baseline = first_sentence_scores(run)
     metric = main_metric(run)
     plot_quality_against_speed(lines, baseline, metric, folder / "quality_against_speed.png")
     speeds = [line.speed for line in lines]

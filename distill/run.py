@@ -198,6 +198,11 @@ class Run:
         return self.folder / "corpus.json"
 
     @property
+    def first_sentence(self) -> Path:
+        """The scores of the first sentence as the summary, on the test split."""
+        return self.folder / "first_sentence.json"
+
+    @property
     def tokens(self) -> Path:
         """Token ids of tables, made once for each tokenizer; may be deleted."""
         return self.folder / "tokens"

@@ -15,6 +15,14 @@ from sacrebleu.metrics.chrf import CHRF
 
 ROUGE = ("rouge1", "rouge2", "rougeL", "rougeLsum")
 TRANSLATION = ("bleu", "chrf")
+TITLES = {
+    "rouge1": "ROUGE-1",
+    "rouge2": "ROUGE-2",
+    "rougeL": "ROUGE-L",
+    "rougeLsum": "ROUGE-Lsum",
+    "bleu": "BLEU",
+    "chrf": "chrF",
+}
 References = Sequence[Sequence[str]]
 RESAMPLES = 1000
 CONFIDENCE = 0.95

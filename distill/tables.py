@@ -9,18 +9,10 @@ from distill.markdown import markdown_table
 from distill.pretrained import load_config
 from distill.recipe import GOLD, Student, sources
 from distill.run import LabelSet, Member, Run
-from distill.scores import TRANSLATION, central
+from distill.scores import TITLES, TRANSLATION, central
 from distill.speed_table import Speed, latency_cell, parameters_cell, speed_up_cell
 
 SCORES = ("rouge1", "rouge2", "rougeL")
-TITLES = {
-    "rouge1": "ROUGE-1",
-    "rouge2": "ROUGE-2",
-    "rougeL": "ROUGE-L",
-    "rougeLsum": "ROUGE-Lsum",
-    "bleu": "BLEU",
-    "chrf": "chrF",
-}
 
 
 @dataclass(frozen=True)

@@ -25,6 +25,7 @@ def evaluate(arguments: Arguments) -> None:
     run.weights(member), run.generation(member)  # refused before torch is loaded
 
     from distill import distributed
+    from distill.baseline import first_sentence_scores
     from distill.evaluation import fill_together, on_main, score_split, summary_writer
     from distill.scores import central, shown_metrics
     from distill.task import evaluation_task
@@ -36,6 +37,8 @@ def evaluate(arguments: Arguments) -> None:
         writer.write(arguments.shard)
         return
     fill_together(writer, world)
+    if world.is_main and split == "test":
+        first_sentence_scores(run)  # before the scores, so that whoever shows them can show both
     if scores := on_main(world, lambda: score_split(run, member, split, task)):
         shown = {name: round(central(scores[name]), 2) for name in shown_metrics(settings.metric)}
         log.info("%s on %s: %s", member, split, shown)

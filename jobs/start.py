@@ -21,6 +21,7 @@ from distill.preflight import check_recipe, needs_hub
 from distill.recipe_file import load_recipe
 from distill.run import LabelSet, Member, Run, Split
 from distill.stages import shard_name, stage_name
+from jobs.quiet import silence_noise
 
 EXIT_INPUT, EXIT_STOPPED, EXIT_FAILURE = 2, 75, 100  # srun tells the highest of its ranks: a failure must be above 75
 STORAGE_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM)
@@ -57,8 +58,7 @@ def main(
     stop = StopFlag(end_of_job(options.time_limit), options.grace, at_once=stops == "at once")
     logging.basicConfig(level=logging.INFO, format=_log_format(), stream=sys.stderr, force=True)
     logging.raiseExceptions = False  # where the disk is full, the reason must not drown in tracebacks of the log file
-    for chatty in ("absl", "compilers", "httpx"):
-        logging.getLogger(chatty).setLevel(logging.WARNING)
+    silence_noise()
     try:
         stop.listen()
         recipe = with_begun_defaults(load_recipe(options.recipe, options.overrides), Path(options.runs))

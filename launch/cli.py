@@ -1,4 +1,4 @@
-"""python -m launch run RECIPE | status RUN | cancel RUN | logs RUN STAGE | doctor [RECIPE] | schema"""
+"""python -m launch run RECIPE | status [RUN] | cancel RUN | logs RUN STAGE | doctor [RECIPE] | schema"""
 
 import difflib
 import json
@@ -19,19 +19,41 @@ from distill.reading import sources
 from distill.recipe import Recipe
 from distill.recipe_file import load_recipe
 from distill.run import Run
-from launch import local, overview, slurm, status
+from launch import local, overview, slurm, table
 from launch.advice import warnings
 from launch.cancel import cancel
 from launch.doctor.command import examine_cluster, examine_this_machine
+from launch.logs import find_log, last_lines
+from launch.logs import follow as follow_log
 from launch.profile import Profile, load_profile
+from launch.runs import find_run, list_of_runs
 from launch.state import EXIT_STOPPED
+from launch.status import is_moving
+from launch.version import version
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
-console = Console(width=None if sys.stdout.isatty() else 160)  # a file or a pipe has room
+console = Console(width=None if sys.stdout.isatty() else 200)  # a file or a pipe has room
 errors = Console(stderr=True)
 
 EXIT_INPUT = 2
-RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="the run's folder")]
+PROFILES = Path(__file__).parent.parent / "slurm" / "profiles"
+RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="the run: its folder, or its name below --runs")]
+Runs = Annotated[Path, typer.Option(help="the folder of all runs")]
+
+
+def _show_version(asked: bool) -> None:
+    if asked:
+        print(version())
+        raise typer.Exit
+
+
+@app.callback()
+def launch(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="show the version, and stop")
+    ] = False,
+) -> None:
+    """Distil summarization and translation models, on this machine or on a SLURM cluster."""
 
 
 KEYS_AFTER_DASHES = {"ignore_unknown_options": True}
@@ -44,13 +66,13 @@ def run(
     recipe: Annotated[Path, typer.Argument(help="the YAML file of the recipe")],
     overrides: Annotated[list[str] | None, typer.Argument(metavar="[key=value]...", help="over the recipe")] = None,
     on: Annotated[
-        str, typer.Option(help="where: local (this machine) or a profile of a SLURM cluster (slurm/PROFILE.yaml)")
+        str, typer.Option(help="where: local (this machine) or a profile of a SLURM cluster (slurm/profiles/NAME.yaml)")
     ] = "local",
     dry_run: Annotated[bool, typer.Option("--dry-run", help="show what would run, and stop")] = False,
     processes: Annotated[
         int | None, typer.Option(min=1, help="processes of a training stage (default: all GPUs, else 2 on the CPU)")
     ] = None,
-    runs: Annotated[Path, typer.Option(help="the folder of all runs")] = Path("runs"),
+    runs: Runs = Path("runs"),
     time_limit: Annotated[
         float | None, typer.Option(min=0.01, help="minutes until this is killed; it saves and leaves with 75 before")
     ] = None,
@@ -87,25 +109,31 @@ def run(
 
 @app.command(name="status")
 def show_status(
-    run_folder: RunFolder,
+    run_folder: Annotated[
+        Path | None, typer.Argument(metavar="[RUN]", help="its folder or name; none: all runs")
+    ] = None,
     watch: Annotated[
         bool, typer.Option("--watch", help="show it again and again until nothing moves any more")
     ] = False,
+    runs: Runs = Path("runs"),
 ) -> None:
-    """The table of a run: stage, state, progress, speed, time left, restarts, log to open."""
+    """Show how far a run is, stage by stage; without RUN, list all runs."""
     with _explained():
-        found = _run_in(run_folder)
-        if watch:
-            status.watch(found, console)
+        if run_folder is None:
+            if watch:
+                raise InputError("--watch given without a run. Expected RUN: its folder, or its name.")
+            console.print(list_of_runs(runs))
+        elif watch:
+            table.watch(find_run(run_folder, runs), console)
         else:
-            console.print(status.table(found, *status.read(found)), soft_wrap=True)
+            table.show(find_run(run_folder, runs), console)
 
 
 @app.command(name="cancel")
-def cancel_run(run_folder: RunFolder) -> None:
+def cancel_run(run_folder: RunFolder, runs: Runs = Path("runs")) -> None:
     """End all jobs of a run, and only those: on SLURM, and of a launcher on this machine."""
     with _explained():
-        sys.exit(cancel(_run_in(run_folder), console))
+        sys.exit(cancel(find_run(run_folder, runs), console))
 
 
 @app.command()
@@ -114,12 +142,19 @@ def logs(
     stage: Annotated[str, typer.Argument(help="as `status` names it")],
     shard: Annotated[int | None, typer.Option(min=0, help="of an array of shards; by default the newest log")] = None,
     lines: Annotated[int, typer.Option("--lines", "-n", min=1, help="how many, from the end")] = 50,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="go on until the stage ends, or Ctrl-C")] = False,
+    runs: Runs = Path("runs"),
 ) -> None:
     """Show the end of a stage's log."""
     with _explained():
-        name, text = status.end_of_log(_run_in(run_folder), stage, shard, lines)
-        errors.print(name, style="bold", markup=False, highlight=False, soft_wrap=True)
-        print(text)
+        found = find_run(run_folder, runs)
+        log = find_log(found, stage, shard)
+        errors.print(str(log), style="bold", markup=False, highlight=False, soft_wrap=True)
+        position = log.stat().st_size
+        print(last_lines(log, lines), flush=True)
+        if follow:
+            for text in follow_log(log, position, lambda: is_moving(found, stage)):
+                print(text, end="", flush=True)
 
 
 def _refuse_options(context: typer.Context, given: list[str]) -> None:
@@ -141,23 +176,17 @@ def _refuse_options(context: typer.Context, given: list[str]) -> None:
         )
 
 
-def _run_in(folder: Path) -> Run:
-    if not (folder / "recipe.yaml").is_file():
-        raise InputError(f"{folder} is no run: it has no recipe.yaml. Give the folder of a run (runs/NAME).")
-    return Run(load_recipe(folder / "recipe.yaml"), folder)
-
-
 def _profile_file(on: str) -> Path:
-    """A path, or `slurm/NAME.yaml` for slurm/profiles/NAME.yaml."""
+    """Return the file of a profile: as given, or one of the repository's by its name (`dev`, `slurm/dev.yaml`)."""
     given = Path(on)
-    short = given.parent / "profiles" / given.name
-    if not given.is_file() and not short.is_file():
-        known = sorted(str(file) for file in Path("slurm/profiles").glob("*.yaml"))
-        raise InputError(
-            f"--on: {on!r} given, expected 'local' or the file of a profile"
-            + (f", for example {', '.join(known)}." if known else " (see slurm/profiles).")
-        )
-    return given if given.is_file() else short
+    for file in (given, given.parent / "profiles" / given.name, PROFILES / f"{given.stem}.yaml"):
+        if file.is_file():
+            return file
+    known = sorted(file.stem for file in PROFILES.glob("*.yaml"))
+    raise InputError(
+        f"--on: {on!r} given, expected 'local' or a profile: its file, or for those in slurm/profiles the name "
+        f"({', '.join(known)})."
+    )
 
 
 def _profile(file: Path, *of_this_machine: float | None) -> Profile:
@@ -172,10 +201,10 @@ def examine(
     recipe: Annotated[Path | None, typer.Argument(help="the YAML file of the recipe that is to run there")] = None,
     overrides: Annotated[list[str] | None, typer.Argument(metavar="[key=value]...", help="over the recipe")] = None,
     on: Annotated[
-        str, typer.Option(help="as of `run`: local or slurm/PROFILE.yaml (the nodes of a training)")
+        str, typer.Option(help="as of `run`: local or slurm/profiles/NAME.yaml (the nodes of a training)")
     ] = "local",
     processes: Annotated[int | None, typer.Option(min=1, help="processes on this machine")] = None,
-    runs: Annotated[Path, typer.Option(help="the folder of all runs")] = Path("runs"),
+    runs: Runs = Path("runs"),
     wait_min: Annotated[
         float, typer.Option("--wait-min", min=0.1, help="minutes that its job may wait in SLURM's queue")
     ] = 15.0,

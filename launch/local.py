@@ -29,9 +29,9 @@ from distill.stages import Stage, stages
 from launch.command import command
 from launch.failures import EXIT_INPUT, Exit, Place, exit_code, explain
 from launch.lock import LockLostError, RunLock
+from launch.screen import Screen
 from launch.slurm import refuse_queued
 from launch.state import EXIT_STOPPED, GraphState, cancelled_file
-from launch.status import progress
 
 CPU_PROCESSES = 2
 POLL_SECONDS = 0.5
@@ -96,18 +96,34 @@ def run_graph(
         cancelled_file(run.logs).unlink(missing_ok=True)
         state = GraphState(run.logs)
         state.wait_for_orphans(stop)
-        for stage in graph:
-            if stage.is_complete():
-                continue
-            if stop.is_set():
-                return _say_stopped(run, stop, console)
-            number = f"[{graph.index(stage) + 1}/{len(graph)}]"
-            code = _run_stage(run, stage, processes, state, console, number, lock, stop)
-            if code == EXIT_STOPPED:
-                return _say_stopped(run, stop, console)
-            if code:
-                return code
+        with Screen(run, graph, state, console) as screen:
+            code = _run_stages(run, graph, processes, state, screen, lock, stop)
+        if code == EXIT_STOPPED:
+            return _say_stopped(run, stop, console)
+        if code:
+            return code
     console.print(f"report: {run.report / 'report.md'}", soft_wrap=True)
+    return 0
+
+
+def _run_stages(
+    run: Run,
+    graph: list[Stage],
+    processes: Processes,
+    state: GraphState,
+    screen: Screen,
+    lock: RunLock,
+    stop: StopFlag,
+) -> int:
+    """Run what is missing, up to the first stage that does not end well; return the exit code."""
+    for stage in graph:
+        if stage.is_complete():
+            continue
+        if stop.is_set():
+            return EXIT_STOPPED
+        code = _run_stage(run, stage, processes, state, screen, lock, stop)
+        if code:
+            return code
     return 0
 
 
@@ -139,18 +155,14 @@ def _run_stage(
     stage: Stage,
     processes: Processes,
     state: GraphState,
-    console: Console,
-    number: str,
+    screen: Screen,
     lock: RunLock,
     stop: StopFlag,
 ) -> int:
-    began, line = time.monotonic(), command(run, stage)
+    line = command(run, stage)
     log_file = run.logs / f"{stage.name}.log"
-    with (
-        log_file.open("ab") as log,
-        tempfile.TemporaryDirectory(prefix="distill-") as failures,
-        console.status("") as display,
-    ):
+    screen.begin(stage)
+    with log_file.open("ab") as log, tempfile.TemporaryDirectory(prefix="distill-") as failures:
         begin = log_file.stat().st_size
         children: list[subprocess.Popen[bytes]] = []
         try:
@@ -159,11 +171,13 @@ def _run_stage(
                 children.append(subprocess.Popen(line, stdout=log, stderr=log, env=there, **OF_THIS_LAUNCHER))
             state.started(stage.name, line, [child.pid for child in children])
             while any(child.poll() is None for child in children):
-                display.update(f"{number} {stage.name}  {progress(stage).text()}")
+                screen.update(stage)
                 _check_lock(lock, children)
                 if stop.is_set() or (stage.kind == "process group" and any(child.poll() for child in children)):
                     break  # they are asked to leave; of a group none can go on without the others
                 time.sleep(POLL_SECONDS)
+            if stop.is_set():
+                screen.leaving(stage)
         finally:
             exits = end(children)
         code = exit_code(exits)
@@ -176,9 +190,9 @@ def _run_stage(
     canceller = _cancelled_by(run, stop) if code == EXIT_STOPPED else None
     state.ended(stage.name, code, reason, canceller)
     outcome = f"cancelled by {canceller}" if canceller else OUTCOMES.get(code, f"failed with exit code {code}")
-    console.print(f"{number} {stage.name}: {outcome} after {time.monotonic() - began:.0f} s", highlight=False)
+    screen.end(stage, code, outcome)
     if reason:
-        _say_why(code, reason, log_file, console)
+        _say_why(code, reason, log_file, screen.console)
     return code
 
 

@@ -1,6 +1,7 @@
 """The dry run: stages, commands, batch arithmetic, steps, estimated memory. Nothing is started, no torch."""
 
 import shlex
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,17 +12,16 @@ from distill import plan
 from distill.corpus_settings import shown_paths
 from distill.distillation import distillation, student_layers
 from distill.families import Shape
-from distill.files import read_json
 from distill.preflight import base_shape, teacher_shape
 from distill.recipe import GOLD, Student, sources
 from distill.run import LabelSet, Member, Run
 from distill.search import points
 from distill.sections import Evaluate, Generation, Train
 from distill.stages import Stage, stages
-from launch.command import command
 from launch.local import Processes, count_of
 from launch.profile import Profile
 from launch.slurm import Submission, sbatch_parameters
+from launch.steps import planned_steps, training_examples
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,8 @@ def cluster(run: Run, profile: Profile, file: Path) -> Place:
         shown = ("partition", "nodes", "ntasks_per_node", "gpus_per_node", "cpus_per_task", "mem", "time", "qos")
         asked = ", ".join(f"{key} {parameters[key]}" for key in shown if key in parameters)
         array = f"an array of {len(shards)}, {parameters['array_parallelism']} at a time; " if shards else ""
-        return f"\n    {array}{asked}"
+        after = f"after {', '.join(stage.needs)}; " if stage.needs else ""
+        return f"\n    {after}{array}{asked}"
 
     def processes(stage: Stage) -> int:
         return profile.of(stage).nodes * profile.of(stage).processes
@@ -61,15 +62,45 @@ def cluster(run: Run, profile: Profile, file: Path) -> Place:
 
 
 def show(run: Run, place: Place, console: Console) -> None:
+    """Print the stages to do, each with its command and what is known of it, and a summary."""
     graph = stages(run)
-    console.print(f"{run.folder}: {len(graph)} stages {place.title}", highlight=False, markup=False, soft_wrap=True)
+    to_do = [stage for stage in graph if not stage.is_complete()]
+    if to_do and graph[-1].job == "report" and graph[-1] not in to_do:
+        to_do.append(graph[-1])  # it is made of what the others change
+
+    def say(text: str = "") -> None:
+        console.print(text.rstrip(), highlight=False, markup=False, soft_wrap=True)
+
+    say(f"{run.folder}: {len(to_do)} of {len(graph)} stages to do {place.title}")
+    if to_do:
+        say(f"commands: RUN is {run.recipe_file} --runs {run.folder.parent}, written when the run begins")
+    width = max(len(stage.name) for stage in graph)
+    digits = len(str(len(graph)))
     for number, stage in enumerate(graph, start=1):
-        state = "complete" if stage.is_complete() else f"after {', '.join(stage.needs) or 'nothing'}"
-        console.print(f"\n[{number}/{len(graph)}] {stage.name} ({state})", markup=False, highlight=False)
-        line = f"{shlex.join(command(run, stage))}  {place.describe(stage)}".rstrip()
-        console.print(f"    {line}", markup=False, highlight=False, soft_wrap=True)
-        for text in _arithmetic(run, stage, place.processes(stage)):
-            console.print(f"    {text}", markup=False, highlight=False, soft_wrap=True)
+        if stage in to_do:
+            line = shlex.join(["python", "-m", f"jobs.{stage.job}", "RUN", *stage.arguments])
+            count = f"[{number:>{digits}}/{len(graph)}]"
+            say(f"{count} {stage.name:{width}}  {line}  {place.describe(stage)}")
+            for text in _arithmetic(run, stage, place.processes(stage)):
+                say(f"    {text}")
+    say()
+    say(_summary(run, graph, to_do))
+
+
+def _summary(run: Run, graph: list[Stage], to_do: list[Stage]) -> str:
+    if not to_do:
+        return f"nothing to do: {run.folder} is complete"
+    counts = Counter(stage.job for stage in to_do)
+    parts = [f"{job} x {count}" if count > 1 else job for job, count in counts.items()]
+    lines = [f"to do: {', '.join(parts)}; done before: {len(graph) - len(to_do)}"]
+    trainings = [stage.member for stage in to_do if stage.job == "train" and stage.member]
+    steps = [planned_steps(run, member) for member in trainings]
+    known = [count for count in steps if count is not None]
+    if known:
+        lines.append(f"training steps: {sum(known):,}")
+    if len(known) < len(steps):
+        lines.append(f"trainings whose steps are known once the corpus is prepared: {len(steps) - len(known)}")
+    return "\n".join(lines)
 
 
 def _arithmetic(run: Run, stage: Stage, processes: int) -> list[str]:
@@ -81,7 +112,7 @@ def _arithmetic(run: Run, stage: Stage, processes: int) -> list[str]:
     if stage.job != "train" or train is None or stage.member is None:
         return []
     evaluate = run.evaluate_settings(stage.member)
-    lines = [_batch(train, processes), _steps(train, evaluate, _training_examples(run, stage.member))]
+    lines = [_batch(train, processes), _steps(train, evaluate, training_examples(run, stage.member))]
     shape = shape_of_member(run, stage.member)
     if shape is None:
         lines.append("memory: known once the teacher is on this machine (a hub name was given)")
@@ -95,7 +126,7 @@ def _arithmetic(run: Run, stage: Stage, processes: int) -> list[str]:
         )
     settings = run.settings(stage.member)
     if isinstance(settings, Student) and settings.train_on != {GOLD: 1.0}:
-        lines.append(f"reads {sources(settings.train_on)}")
+        lines.append(f"trains on {sources(settings.train_on)}")
     return lines + _objective(run, stage.member, processes)
 
 
@@ -137,9 +168,13 @@ def _optimizer(train: Train, host_memory_gb: float) -> str:
 def _steps(train: Train, evaluate: Evaluate, examples: int | None) -> str:
     rate = f"learning rate {train.learning_rate:g} after {_warmup(train, train.steps)}, then {train.schedule}"
     if examples is None or train.batch_examples is None:
-        given = f"{train.steps} steps" if train.steps else f"{train.epochs:g} epochs"
+        given = (
+            f"{train.steps} steps"
+            if train.steps
+            else f"{train.epochs:g} epochs (in steps: once the corpus is prepared)"
+        )
         every = f"{evaluate.every_steps} steps" if evaluate.every_steps else f"{evaluate.every_epochs:g} epochs"
-        return f"{given} (the other is known once the corpus is prepared and batched); {rate}; validated every {every}"
+        return f"{given}; {rate}; validated every {every}"
     per_epoch = -(-examples // train.batch_examples)
     steps = plan.total_steps(train, per_epoch)
     rate = f"learning rate {train.learning_rate:g} after {_warmup(train, steps)}, then {train.schedule}"
@@ -171,19 +206,6 @@ def _search(run: Run, member: Member) -> str:
         " x ".join(f"{value:g}" for value in p.settings.values()) for p in points(settings.search, member)
     )
     return f"beams x length penalty: {tried}; on {settings.search.examples} validation examples, by {settings.metric}"
-
-
-def _training_examples(run: Run, member: Member) -> int | None:
-    """Examples of an epoch; None where the corpus is not prepared, or labels are read that are not merged."""
-    settings = run.settings(member)
-    examples = 0
-    for source, times in (settings.train_on if isinstance(settings, Student) else {GOLD: 1.0}).items():
-        file = run.corpus / "manifest.json" if source == GOLD else run.label_set(source).manifest
-        if not file.exists():
-            return None
-        manifest = read_json(file)
-        examples += round(times * (manifest["splits"]["train"]["examples"] if source == GOLD else manifest["kept"]))
-    return examples
 
 
 def shape_of_member(run: Run, member: Member) -> Shape | None:

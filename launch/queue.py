@@ -26,6 +26,33 @@ ENDED = (
 OF_THE_USER = ("SQUEUE_", "SACCT_", "SCONTROL_", "SCANCEL_", "SLURM_TIME_FORMAT")
 """Variables that change what SLURM's commands show."""
 NEVER = "DependencyNeverSatisfied"
+DEPENDENCY = "Dependency"
+REASONS = {
+    "AssocGrpCpuLimit": "your account uses as many CPUs as it may",
+    "AssocGrpGRES": "your account uses as many GPUs as it may",
+    "AssocGrpGRESMinutes": "the GPU time of your account is used up",
+    "AssocMaxJobsLimit": "your account has as many jobs as it may",
+    "BeginTime": "it may begin again in some minutes",
+    DEPENDENCY: "waits for stages before it",
+    "JobArrayTaskLimit": "as many shards run as array_throttle allows",
+    "JobHeldAdmin": "an administrator holds it",
+    "JobHeldUser": "you hold it; scontrol release lets it go",
+    "Licenses": "waits for a licence",
+    "NodeDown": "its node is down",
+    "PartitionDown": "its partition is down",
+    "PartitionInactive": "its partition takes no jobs now",
+    "PartitionNodeLimit": "asks for more nodes than its partition allows, and never starts",
+    "PartitionTimeLimit": "asks for more time than its partition allows, and never starts",
+    "Priority": "jobs of a higher priority are before it",
+    "QOSGrpGRES": "all GPUs of its QOS are in use",
+    "QOSMaxGRESPerUser": "you use as many GPUs as its QOS allows",
+    "QOSMaxJobsPerUserLimit": "you have as many jobs as its QOS allows",
+    "QOSMaxSubmitJobPerUserLimit": "you have as many jobs as its QOS allows",
+    "ReqNodeNotAvail": "nodes that it needs are down or reserved",
+    "Reservation": "waits for its reservation",
+    "Resources": "waits for free nodes",
+}
+"""SLURM's most common reasons of waiting, in words."""
 
 
 @dataclass(frozen=True)
@@ -36,6 +63,15 @@ class QueuedJob:
     name: str
     state: str
     reason: str = ""
+    nodes: str = ""
+
+    @property
+    def why_it_waits(self) -> str:
+        """The reason in words, with SLURM's own behind it; empty for a job that does not wait."""
+        if self.state != "PENDING" or self.reason in ("", "None"):
+            return ""
+        known = self.reason.split(",")[0].strip("()")  # "ReqNodeNotAvail, UnavailableNodes:n1"
+        return f"{REASONS[known]} ({known})" if known in REASONS else self.reason
 
     @property
     def is_active(self) -> bool:
@@ -75,15 +111,15 @@ def queued_jobs() -> list[QueuedJob]:
     """All jobs of this user that SLURM still knows, tasks of arrays one by one. InputError where it does not answer."""
     if not has_slurm():
         raise InputError("squeue was not found, expected the commands of SLURM here. Use a login node of the cluster.")
-    asked = ask("squeue", "--noheader", "--array", "--states=all", "--me", "--format=%i|%T|%r|%j")
+    asked = ask("squeue", "--noheader", "--array", "--states=all", "--me", "--format=%i|%T|%r|%N|%j")
     if asked.returncode:
         raise InputError(f"SLURM does not answer: {asked.stderr.strip()}. Try again when it does.")
     return [_parse(line) for line in asked.stdout.splitlines()]
 
 
 def _parse(line: str) -> QueuedJob:
-    job, state, reason, name = line.split("|", 3)
-    return QueuedJob(job, name, state.split()[0], reason)
+    job, state, reason, nodes, name = line.split("|", 4)
+    return QueuedJob(job, name, state.split()[0], reason, nodes)
 
 
 def scancel(jobs: list[str]) -> None:

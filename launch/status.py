@@ -1,28 +1,25 @@
-"""How far a run is, read from its files and SLURM's queue: the table of `python -m launch status`."""
+"""How far the stages of a run are, read from its files and SLURM's queue."""
 
 import time
-from collections import Counter, deque
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-from rich.box import SIMPLE_HEAD
-from rich.console import Console, Group, RenderableType
-from rich.live import Live
-from rich.table import Table
-from rich.text import Text
-
+from distill.compiling import compilation
 from distill.errors import InputError
 from distill.files import read_json, read_jsonl
 from distill.run import Run
-from distill.stages import Stage, shard_name, stages
-from launch.queue import QueuedJob, ended_jobs, has_slurm
-from launch.slurm import RunQueue, read_queue
+from distill.stages import Stage, stages
+from launch.logs import logs_of
+from launch.queue import DEPENDENCY, QueuedJob, ended_jobs, has_slurm, queued_jobs
+from launch.results import result
+from launch.slurm import RunQueue
 from launch.state import EXIT_STOPPED, GraphState, cancelled_file, stage_state
+from launch.steps import planned_steps
 from launch.task import attempts_file
-
-WATCH_SECONDS = 3.0
 
 
 @dataclass(frozen=True)
@@ -34,9 +31,16 @@ class Progress:
     tokens_per_second: float | None = None
     seconds_left: float | None = None
     unit: str = "step"
+    loss: float | None = None
 
     def text(self) -> str:
-        parts = [self.done() and f"{self.unit} {self.done()}", self.speed(), self.left() and f"{self.left()} left"]
+        loss = "" if self.loss is None else f"loss {self.loss:.3f}"
+        parts = [
+            self.done() and f"{self.unit} {self.done()}",
+            self.speed(),
+            loss,
+            self.left() and f"{self.left()} left",
+        ]
         return "  ".join(part for part in parts if part)
 
     def done(self) -> str:
@@ -69,6 +73,7 @@ def progress(stage: Stage) -> Progress:
         steps=last["step"] if stopped_early else last["steps"],
         tokens_per_second=last["tokens_per_second"],
         seconds_left=None if complete else last["seconds_left"],
+        loss=last.get("loss"),
     )
 
 
@@ -84,15 +89,12 @@ def _written_progress(file: Path) -> Progress:
     return Progress(written["step"], written["steps"], seconds_left=seconds_left, unit=written["doing"])
 
 
-def watch(run: Run, console: Console) -> None:
-    """Show the table again and again, until nothing is running or waiting to run, or Ctrl-C."""
-    with Live(console=console, auto_refresh=False) as live:
-        while True:
-            rows, note = read(run)
-            live.update(table(run, rows, note), refresh=True)
-            if not note and not any(row.state in ("running", "waiting", "preempted") for row in rows if row.is_begun):
-                return
-            time.sleep(WATCH_SECONDS)
+def progress_of(run: Run, stage: Stage) -> Progress:
+    """Return how far a stage is; of a training that has not said yet how many steps it takes, what the recipe says."""
+    how_far = progress(stage)
+    if stage.job != "train" or stage.member is None or how_far.steps:
+        return how_far
+    return replace(how_far, step=how_far.step or 0, steps=planned_steps(run, stage.member))
 
 
 @dataclass(frozen=True)
@@ -109,44 +111,38 @@ class Row:
     """Submitted or running: it moves by itself."""
     reason: str | None = None
     """Why it failed."""
+    seconds: float | None = None
+    """How long the last attempt has run, or ran."""
+    jobs: str = ""
+    """SLURM's numbers."""
+    nodes: str = ""
+    remark: str = ""
+    """The result of a finished stage, or why one does not go on."""
 
 
-def read(run: Run) -> tuple[list[Row], str]:
-    """(the rows, a note where SLURM could not be asked)"""
+def read(run: Run, ask: Callable[[], list[QueuedJob]] = queued_jobs) -> tuple[list[Row], str]:
+    """Return the rows, and a note if SLURM could not be asked. A run that is complete needs no SLURM."""
     state, queue, note = GraphState(run.logs), None, ""
-    if state.is_on_slurm:
+    if state.is_on_slurm and not all(stage.is_complete() for stage in stages(run)):
         try:
-            queue = read_queue(run, state) if has_slurm() else None
+            queue = RunQueue(run, state, ask()) if has_slurm() else None
             note = "" if queue else "squeue is not on this machine: only the files were looked at"
         except InputError as error:
             note = f"{error} Only the files were looked at."
+    graph = stages(run)
     rows: dict[str, Row] = {}
-    for stage in stages(run):
+    for stage in graph:
         rows[stage.name] = _row(run, stage, state, queue, rows)
     return list(rows.values()), note
 
 
-def table(run: Run, rows: list[Row], note: str = "") -> RenderableType:
-    shown = Table(title=f"{run.folder} (logs: {run.logs})", title_justify="left", box=SIMPLE_HEAD)
-    for column in ("stage", "state", "done", "tokens/s", "time left", "restarts", "log to open"):
-        shown.add_column(column, overflow="fold")
-    for row in rows:
-        far = row.progress
-        shown.add_row(
-            row.stage.name,
-            f"{row.state} {row.detail}".strip(),
-            far.done(),
-            far.speed().removesuffix(" tokens/s"),
-            far.left() if row.state == "running" else "",
-            str(row.restarts or ""),
-            row.log.name if row.log else "",
-        )
-    reasons = [f"{row.stage.name} failed: {row.reason}" for row in rows if row.state == "failed" and row.reason]
-    below = [Text(line) for line in [*reasons, note] if line]
-    return Group(shown, *below) if below else shown
-
-
-def _row(run: Run, stage: Stage, state: GraphState, queue: RunQueue | None, earlier: dict[str, "Row"]) -> Row:
+def _row(
+    run: Run,
+    stage: Stage,
+    state: GraphState,
+    queue: RunQueue | None,
+    earlier: dict[str, Row],
+) -> Row:
     jobs = queue.jobs(stage.name) if queue else []
     attempts = _attempts(run, stage, state)
     begun = bool(jobs)
@@ -160,8 +156,21 @@ def _row(run: Run, stage: Stage, state: GraphState, queue: RunQueue | None, earl
         what, detail = _state_here(run, stage, state)
         begun = what == "running"
     restarts = sum(sum(row["event"] == "start" for row in rows) - 1 for rows in attempts.values() if rows)
-    log = _log(run, stage, what, attempts)
-    return Row(stage, what, detail, progress(stage), restarts, log, begun, _reason_of_failure(stage, state, attempts))
+    active = [job for job in jobs if job.is_active]
+    return Row(
+        stage=stage,
+        state=what,
+        detail=detail,
+        progress=progress_of(run, stage),
+        restarts=restarts,
+        log=_log(run, stage, what, attempts),
+        is_begun=begun,
+        seconds=_seconds(state, stage, what, attempts),
+        jobs=_job_ids(state, stage),
+        nodes=",".join(sorted({job.nodes for job in active if job.nodes})),
+        reason=_reason_of_failure(stage, state, attempts),
+        remark=_remark(run, stage, what, active, earlier),
+    )
 
 
 def _state_here(run: Run, stage: Stage, state: GraphState) -> tuple[str, str]:
@@ -183,6 +192,49 @@ def _reason_of_failure(stage: Stage, state: GraphState, attempts: dict[str, list
     return next((reason for reason in reasons if reason), None)
 
 
+def _job_ids(state: GraphState, stage: Stage) -> str:
+    """Return the numbers of the newest submission; an array has one."""
+    jobs = state.jobs(stage.name)
+    return ",".join(job["job"] for job in jobs if job["submission"] == jobs[-1]["submission"])
+
+
+def _remark(run: Run, stage: Stage, what: str, active: list[QueuedJob], earlier: dict[str, Row]) -> str:
+    """Return the result of a finished stage, why a job waits, or that a training still compiles."""
+    if what == "done":
+        return result(run, stage)
+    if what == "running":
+        begins = stage.job == "train" and stage.member is not None and not stage.member.metrics.exists()
+        compiled = compilation() if begins else None  # as far as this machine sees the folder
+        return compiled.text() if compiled else ""
+    return _why_it_waits(active, [need for need in stage.needs if need in earlier and earlier[need].state != "done"])
+
+
+def _why_it_waits(active: list[QueuedJob], needs: list[str]) -> str:
+    """Return the reasons in words; none while any of the stage's jobs runs."""
+    if any(job.state != "PENDING" for job in active):
+        return ""
+    reasons = {job.why_it_waits for job in active} - {""}
+    if any(job.reason == DEPENDENCY for job in active) and needs:
+        return f"after {', '.join(needs)} ({DEPENDENCY})"
+    return "; ".join(sorted(reasons))
+
+
+def _seconds(state: GraphState, stage: Stage, what: str, attempts: dict[str, list[dict[str, Any]]]) -> float | None:
+    """Return the time of the last attempt; of a stage in several jobs, from the first start to the last end."""
+    if what in ("waiting", "preempted"):
+        return None
+    if attempts:
+        starts = [[row["time"] for row in rows if row["event"] == "start"] for rows in attempts.values()]
+        ends = [rows[-1]["time"] for rows in attempts.values() if rows]
+        begun = min((times[-1] for times in starts if times), default=None)
+        return None if begun is None else (time.time() if what == "running" else max(ends)) - begun
+    entry = state.stages.get(stage.name, {})
+    if "started" not in entry:
+        return None
+    end = time.time() if what == "running" else entry.get("ended")
+    return None if end is None else float(end - entry["started"])
+
+
 def _state_on_slurm(
     stage: Stage, state: GraphState, jobs: list[QueuedJob], attempts: dict[str, list[dict[str, Any]]], asked: bool
 ) -> tuple[str, str]:
@@ -196,7 +248,7 @@ def _state_on_slurm(
         restarted = any(
             rows[-1]["event"] == "end" and rows[-1]["code"] == EXIT_STOPPED for rows in attempts.values() if rows
         )
-        return ("preempted" if restarted else "waiting"), _reason(jobs)
+        return ("preempted" if restarted else "waiting"), ""
     newest = state.jobs(stage.name)[-1]["job"]
     own = [job for job in jobs if job.id.split("_")[0] in _newest_jobs(stage, state)]
     ended = {job.state for job in own}
@@ -231,11 +283,6 @@ NOT_COMING = ("failed", "cancelled", "stopped")
 """States of a stage for which the stages that need it do not wait."""
 
 
-def _reason(jobs: list[QueuedJob]) -> str:
-    reasons = {job.reason for job in jobs if job.is_active} - {"None", "Dependency", ""}
-    return f"({', '.join(sorted(reasons))})" if reasons else ""
-
-
 def _newest_jobs(stage: Stage, state: GraphState) -> set[str]:
     """Return the jobs of a stage's newest submission: several if it has many shards."""
     jobs = state.jobs(stage.name)
@@ -263,21 +310,9 @@ def _log(run: Run, stage: Stage, state: str, attempts: dict[str, list[dict[str, 
     return max(logs, key=lambda file: file.stat().st_mtime) if logs else None
 
 
-def logs_of(run: Run, stage: str) -> list[Path]:
-    """The logs of a stage: one, or one for every shard."""
-    return sorted([*run.logs.glob(f"{stage}.log"), *run.logs.glob(f"{stage}.shard-?????.log")])
-
-
-def end_of_log(run: Run, stage: str, shard: int | None, lines: int) -> tuple[str, str]:
-    """(the file, its last lines). InputError where there is no such stage, or no log of it yet."""
-    names = [known.name for known in stages(run)]
-    if stage not in names:
-        raise InputError(f"{stage!r} is no stage of this run; expected one of {', '.join(names)}.")
-    found = logs_of(run, stage)
-    if shard is not None:
-        found = [file for file in found if file.stem == shard_name(stage, shard)]
-    if not found:
-        raise InputError(f"{stage if shard is None else shard_name(stage, shard)} has no log in {run.logs} yet.")
-    newest = max(found, key=lambda file: file.stat().st_mtime)
-    with newest.open(encoding="utf-8", errors="replace") as file:
-        return str(newest), "".join(deque(file, lines)).rstrip("\n")
+def is_moving(run: Run, stage: str) -> bool:
+    """Return True while a stage runs, or waits to run again by itself."""
+    rows, _ = read(run)
+    return any(
+        row.is_begun and row.state in ("running", "waiting", "preempted") for row in rows if row.stage.name == stage
+    )

@@ -27,6 +27,7 @@ from distill.preemption import GPU_VARIABLE
 from distill.recipe import Recipe
 from distill.stages import Stage
 from launch import local, sbatch
+from launch.doctor.doing import Doing, what_the_slowest_does
 from launch.doctor.findings import Answer, Check, Expected, Seen
 from launch.doctor.judge import judge
 from launch.doctor.needs import Needs, needs_of
@@ -103,13 +104,14 @@ def _run_here(folder: Path, processes: local.Processes, console: Console) -> str
     group = Stage("doctor", None, (), lambda: False, "process group")
     line = [sys.executable, "-m", "launch.doctor.probe", str(folder)]
     children: list[subprocess.Popen[bytes]] = []
-    with (folder / f"{NAME}.log").open("ab") as log, console.status("checking"):
+    with (folder / f"{NAME}.log").open("ab") as log, Doing(console) as doing:
         try:
             for environment in local.environments(group, processes):
                 there = os.environ | environment
                 children.append(subprocess.Popen(line, stdout=log, stderr=log, env=there, **local.OF_THIS_LAUNCHER))
             while any(child.poll() is None for child in children) and not any(child.poll() for child in children):
-                time.sleep(0.1)
+                doing.say(f"this machine: {what_the_slowest_does(_answers(folder), len(children))}")
+                time.sleep(0.2)
         finally:
             codes = [each.code for each in local.end(children)]
     return f"exit codes {', '.join(map(str, codes))}" if any(codes) else ""
@@ -145,7 +147,7 @@ class ProbeJob:
     def wait(self, patience_seconds: float) -> None:
         """Until the job has ended, or has waited too long for nodes."""
         pending_since, answered = time.monotonic(), time.monotonic()
-        with self._console.status("") as display:
+        with Doing(self._console) as doing:
             while True:
                 now = time.monotonic()
                 with contextlib.suppress(InputError):  # SLURM may be away for a while
@@ -156,7 +158,7 @@ class ProbeJob:
                     pending_since = now
                 if now - pending_since > patience_seconds or now - answered > patience_seconds:
                     break
-                display.update(self._progress(self._last))
+                doing.say(self._progress(self._last))
                 time.sleep(POLL_SECONDS)
         self._end = self._how_it_ended(patience_seconds)
 
@@ -164,12 +166,11 @@ class ProbeJob:
         return next((job for job in queued_jobs() if job.name == self._name), None)
 
     def _progress(self, job: QueuedJob) -> str:
-        answers = _answers(self._folder)
         if job.state != "RUNNING":
-            return f"job {job.id} is {job.state.lower()} ({job.reason})"
-        waiting = answers and all(answer["at"] == "signal" for answer in answers)
-        doing = "waits for the signal of its time limit" if waiting else "checks"
-        return f"job {job.id} {doing}"
+            why = f": {job.why_it_waits}" if job.why_it_waits else ""
+            return f"job {job.id} is {job.state.lower()}{why}"
+        processes = self._resources.nodes * self._resources.processes
+        return f"job {job.id} on {job.nodes} {what_the_slowest_does(_answers(self._folder), processes)}"
 
     def _how_it_ended(self, patience_seconds: float) -> str:
         if self._last is None:

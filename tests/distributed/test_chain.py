@@ -94,7 +94,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_the_run_directory_is_as_promised(finished: Path) -> None:
     run = finished / "runs" / "tiny"
-    expected = ["recipe.yaml", "corpus/train.parquet", "corpus/manifest.json", "report/report.md", "logs/graph.json",
+    expected = ["recipe.yaml", "corpus/train.parquet", "corpus/manifest.json", "report/report.md", "logs/graph.json", "first_sentence.json",
                 "report/quality_against_speed.png", "report/training_loss.png", "report/validation.png"]  # fmt: skip
     expected += ["labels/own/labels.parquet", "labels/own/manifest.json", "report/labels_own.png"]
     expected += [f"labels/own/shard-0000{shard}-of-00003.jsonl" for shard in range(3)]
@@ -417,7 +417,7 @@ def test_every_command_of_the_readme_exists() -> None:
             after = line.split(f"{module} RECIPE")[1].split("#")[0]
             assert set(re.findall(r"--[a-z-]+", after)) <= options, line
     for path in re.findall(r"(?:jobs|distill|launch|tests|slurm)/[\w/.-]+\.(?:yaml|py|json|md|sbatch)", text):
-        assert (ROOT / path).exists() or path == "slurm/PROFILE.yaml", path
+        assert (ROOT / path).exists() or path == "slurm/profiles/NAME.yaml", path
 
 
 def test_jobs_say_what_they_need(corpus: Path, tmp_path: Path) -> None:

@@ -102,10 +102,11 @@ def test_two_runs_of_one_name_have_jobs_of_different_names(tmp_path: Path) -> No
 
 
 def test_a_line_of_squeue() -> None:
-    assert _parse("17_3|PENDING|Dependency|r.x|y.0a") == QueuedJob("17_3", "r.x|y.0a", "PENDING", "Dependency")
-    assert _parse("17|CANCELLED by 0|None|n").state in ENDED
-    assert not _parse("17|PENDING|DependencyNeverSatisfied|n").is_active
-    assert _parse("17|COMPLETING|None|n").is_active
+    assert _parse("17_3|PENDING|Dependency||r.x|y.0a") == QueuedJob("17_3", "r.x|y.0a", "PENDING", "Dependency")
+    assert _parse("17|RUNNING|None|n[1-2]|n").nodes == "n[1-2]"
+    assert _parse("17|CANCELLED by 0|None||n").state in ENDED
+    assert not _parse("17|PENDING|DependencyNeverSatisfied||n").is_active
+    assert _parse("17|COMPLETING|None|n1|n").is_active
 
 
 def test_the_end_of_a_job() -> None:
