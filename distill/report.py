@@ -16,11 +16,13 @@ from distill.corpus_settings import shown_paths
 from distill.corpus_warnings import corpus_warnings
 from distill.families import shape_of
 from distill.files import read_json, read_jsonl
+from distill.imported import describe_file
 from distill.pretrained import load_config
 from distill.reading import Row
 from distill.recipe import GOLD, Student, sources
 from distill.run import LabelSet, Member, Run
 from distill.scores import TRANSLATION, central, first_sentence, score, shown_metrics
+from distill.shared import describe_sources
 
 SCORES = ("rouge1", "rouge2", "rougeL")
 TITLES = {"rouge1": "ROUGE-1", "rouge2": "ROUGE-2", "rougeL": "ROUGE-L", "bleu": "BLEU", "chrf": "chrF"}
@@ -180,6 +182,7 @@ def _heading(run: Run, rows: list[Row]) -> str:
         f"# {run.recipe.name}\n\nCorpus: {shown_paths(run.recipe.corpus.train)} ({counts} examples; test documents of "
         f"{words['document_words']['mean']:.0f} words, summaries of {words['summary_words']['mean']:.0f}). "
         f"Seed {run.recipe.seed}. The recipe is [recipe.yaml](../recipe.yaml).\n{warnings_block(corpus_warnings(run, least_share=0.0))}"
+        + "".join(f"\n{sentence}\n" for sentence in describe_sources(run))
     )
 
 
@@ -249,11 +252,18 @@ def _labels(sets: list[LabelSet]) -> str:
         means = [measures.get(name, {}).get("mean") for name in ("words", *SCORES, "copied_share")]
         counts = [str(manifest["documents"]), str(manifest["kept"]), dropped]
         shown = ["-" if mean is None else f"{mean:.2f}" for mean in means]
-        table.append(_row([labels.name, labels.teacher, *counts, *shown, str(measures["unfinished"])]))
+        unfinished = "-" if measures["unfinished"] is None else str(measures["unfinished"])
+        table.append(_row([labels.name, labels.origin, *counts, *shown, unfinished]))
     note = (
         "Means over all labels, the dropped ones too; ROUGE against gold summaries, where there are any. One label may "
     )
-    return "\n".join([*table, "", note + "break several rules.\n"])
+    return "\n".join([*table, "", note + "break several rules.\n", *map(_read_from_file, sets)])
+
+
+def _read_from_file(labels: LabelSet) -> str:
+    """What was found in a file of labels; empty for others."""
+    found = read_json(labels.manifest).get("file")
+    return f"{labels}: {found['path']} has {describe_file(found)}.\n" if found else ""
 
 
 def _before_and_after(lines: list[Line], run: Run) -> str:
