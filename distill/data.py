@@ -160,7 +160,9 @@ def _checked_documents(run: Run, labels: LabelSet) -> Path:
 
 def labelled_documents(run: Run, labels: LabelSet) -> Path:
     """The table of the documents of a label set."""
-    path = labels.documents / DOCUMENTS if labels.settings.documents else run.split("train")
+    settings = labels.settings
+    there = Path(settings.run) / "corpus" / "train.parquet" if settings.run else run.split("train")
+    path = labels.documents / DOCUMENTS if settings.documents else there
     if not path.exists():
         raise InputError(f"{labels} have no documents ({path}); run jobs.prepare first.")
     return path

@@ -9,18 +9,22 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
-from distill.corpus import LABELS_SCHEMA, quantiles
+from distill.corpus import LABELS_SCHEMA, quantiles, read_references, read_split
 from distill.ctranslate import CTranslate2
 from distill.engines import parity_of
 from distill.files import atomic_file, read_json, sha256_file, write_json
 from distill.filters import Measures, broken_rules, measure
 from distill.generation import Candidate, Engine, HuggingFace
+from distill.imported import match_labels
 from distill.reading import Row
 from distill.recipe import BestOf
 from distill.run import LabelSet, Run
 from distill.shards import shards_of
 from distill.summaries import SummaryWriter, read_summaries
 from distill.task import Task, label_task
+
+NO_LABEL = "no label"
+"""Why a document of a file's labels is not read, if the file has none for it."""
 
 
 def label_writer(
@@ -51,28 +55,55 @@ def merge_labels(run: Run, labels: LabelSet) -> dict[str, Any]:
     """Write labels.parquet and, last, manifest.json, which is returned: one row for each document, with its label and
     why students must not read it, if so.
 
-    InputError, by name, where shards are missing, altered or made otherwise than the recipe says now.
+    InputError, by name, where shards are missing, altered or made otherwise than the recipe says now; or what is wrong
+    with the file of labels.
     """
-    task, job = label_task(run, labels), f"jobs.label --labels {labels.name}"
-    summaries = read_summaries(labels.folder, task.contents, task.ids, task.source, job)
-    documents = zip(task.rows(), task.references(), summaries, strict=True)
-    rows = [_row(i, *document, labels) for i, document in enumerate(documents)]
+    rows, made_of = _of_file(run, labels) if labels.settings.file else _of_teacher(run, labels)
     with atomic_file(labels.table) as partial:
         pq.write_table(pa.Table.from_pylist(rows, LABELS_SCHEMA), partial)
-    shards = shards_of(labels.folder, task.contents.shards, ".jsonl")
     manifest = {
         "documents": len(rows),
         "kept": sum(not row["dropped"] for row in rows),
         "dropped": dict(Counter(rule for row in rows for rule in row["dropped"])),
         "measures": _distributions(rows),
-        "contents": asdict(task.contents),
         "keep_if": labels.settings.keep_if.given,
         "best_of": labels.settings.best_of_block,
-        "shards": {shard.data.name: read_json(shard.manifest)["sha256"] for shard in shards},
+        **made_of,
         "sha256": sha256_file(labels.table),
     }
     write_json(labels.manifest, manifest)
     return manifest
+
+
+def _of_teacher(run: Run, labels: LabelSet) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """Return the rows of the shards that a teacher has filled, and what the manifest tells of them."""
+    task, job = label_task(run, labels), f"jobs.label --labels {labels.name}"
+    summaries = read_summaries(labels.folder, task.contents, task.ids, task.source, job)
+    documents = zip(task.rows(), task.references(), summaries, strict=True)
+    rows = [_row(i, *document, labels) for i, document in enumerate(documents)]
+    shards = shards_of(labels.folder, task.contents.shards, ".jsonl")
+    hashes = {shard.data.name: read_json(shard.manifest)["sha256"] for shard in shards}
+    return rows, {"contents": asdict(task.contents), "shards": hashes}
+
+
+def _of_file(run: Run, labels: LabelSet) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """Return the rows of a file of labels, and what the manifest tells of it."""
+    table = run.split("train")
+    documents, references = read_split(table), read_references(table)
+    texts, found = match_labels(labels, documents)
+    rows = [
+        _row_of_file(number, row, gold, texts.get(number), labels)
+        for number, (row, gold) in enumerate(zip(documents, references, strict=True))
+    ]
+    return rows, {"contents": {"documents": sha256_file(table)}, "file": found}
+
+
+def _row_of_file(number: int, row: Row, gold: list[str], text: str | None, labels: LabelSet) -> dict[str, Any]:
+    if text is None:
+        return {"number": number, "id": row["id"], "label": "", "dropped": [NO_LABEL]}
+    measures = measure(text, row["document"], gold)
+    dropped = broken_rules(text, measures, labels.settings.keep_if)
+    return {"number": number, "id": row["id"], "label": text, "dropped": dropped, **measures}
 
 
 def _row(number: int, row: Row, gold: list[str], candidates: list[Candidate], labels: LabelSet) -> dict[str, Any]:
@@ -93,9 +124,14 @@ def best(candidates: list[tuple[Candidate, Measures]], best_of: BestOf | None) -
 
 
 def _distributions(rows: list[dict[str, Any]]) -> dict[str, Any]:
-    """Quantiles of every measure over all documents, the dropped ones too."""
+    """Quantiles of every measure over all documents that have a label, the dropped ones too.
+
+    `unfinished` is None for labels of a file, which does not tell.
+    """
+    labelled = [row for row in rows if NO_LABEL not in row["dropped"]]
     numbers = [field.name for field in LABELS_SCHEMA if field.type == pa.float64()]
-    values = {name: [row[name] for row in rows if row[name] is not None] for name in numbers}
-    values["words"] = [len(row["label"].split()) for row in rows]
-    unfinished = sum(not row["finished"] for row in rows)
+    values = {name: [row[name] for row in labelled if row.get(name) is not None] for name in numbers}
+    values["words"] = [len(row["label"].split()) for row in labelled]
+    told = [row["finished"] for row in labelled if "finished" in row]
+    unfinished = told.count(False) if told else None
     return {name: quantiles(some) for name, some in values.items() if some} | {"unfinished": unfinished}

@@ -9,7 +9,7 @@ from distill.distillation import distillation, student_layers
 from distill.errors import InputError
 from distill.families import Shape, shape_of
 from distill.hub import hub_dataset
-from distill.reading import check_first_example, check_first_examples, documents_source
+from distill.reading import check_first_example, check_first_examples, documents_source, labels_file
 from distill.recipe import Recipe, Teacher
 from distill.sections import Architecture
 
@@ -30,7 +30,8 @@ def looks_like_folder(model: str) -> bool:
 
 def needs_hub(recipe: Recipe) -> bool:
     """True where a model or the corpus is given by its name."""
-    models = [teacher.model for teacher in recipe.teachers.values()] + [s.model for s in recipe.students.values()]
+    models = [teacher.model for teacher in recipe.teachers.values() if not teacher.run]
+    models += [student.model for student in recipe.students.values()]
     return hub_dataset(recipe.corpus) is not None or any(model and not looks_like_folder(model) for model in models)
 
 
@@ -63,6 +64,8 @@ def check_recipe(recipe: Recipe) -> None:
             check_teacher(recipe, name, shape)
     for name, labels in recipe.labels.items():
         documents_source(recipe.corpus, labels, name)
+        if labels.file:
+            labels_file(labels, name)
 
 
 def check_corpus(recipe: Recipe) -> None:
@@ -124,6 +127,9 @@ def folder_shape(model: str, where: str) -> Shape:
 def teacher_shape(recipe: Recipe, name: str) -> Shape | None:
     """The teacher's shape from its folder or its architecture block; None for a hub name, not looked up here."""
     teacher: Teacher = recipe.teachers[name]
+    if teacher.run:
+        best = Path(teacher.run) / "teachers" / (teacher.name or name) / "best"
+        return folder_shape(str(best), f"teachers.{name}.run")
     if teacher.architecture and teacher.tokenizer:
         return _built_shape(teacher.architecture, teacher.tokenizer.vocabulary)
     assert teacher.model is not None

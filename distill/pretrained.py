@@ -182,9 +182,11 @@ def build_model(
     """
     config = {"bart": _bart_config, "t5": _t5_config}[architecture.family](architecture, tokenizer)
     model: PreTrainedModel = AutoModelForSeq2SeqLM.from_config(config)
-    given = generation.model_dump(exclude_none=True)
+    given = {"num_beams": 4, "max_new_tokens": max_target_tokens} | generation.model_dump(exclude_none=True)
+    if given["num_beams"] > 1:  # transformers does not save it with a single beam
+        given = {"early_stopping": True} | given
     model.generation_config = GenerationConfig(
-        **({"num_beams": 4, "max_new_tokens": max_target_tokens, "early_stopping": True} | given),
+        **given,
         decoder_start_token_id=config.decoder_start_token_id,
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id,

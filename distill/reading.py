@@ -87,7 +87,7 @@ def sources(corpus: Corpus) -> dict[Split, Source]:
 
 def documents_source(corpus: Corpus, labels: Labels, name: str) -> Source | None:
     """The documents that are labelled in place of the training split; InputError where the file is missing."""
-    if labels.documents is None:
+    if labels.documents is None or labels.run:
         return None
     files = files_of(f"labels.{name}.documents", labels.documents)
     return _of_files(files, corpus, needs_summary=False)
@@ -120,6 +120,20 @@ def check_first_example(source: Source, what: str) -> None:
 def _refuse_split_of_built_in(corpus: Corpus) -> None:
     if corpus.split:
         raise InputError(f"corpus.split: given, but {BUILT_IN!r} has a validation and a test split; remove the key.")
+
+
+def labels_file(labels: Labels, name: str) -> Path:
+    """Return the file of labels that were made elsewhere. Raise InputError if it is missing or of an unknown kind."""
+    assert labels.file is not None
+    files = files_of(f"labels.{name}.file", labels.file)
+    if len(files) != 1:
+        raise InputError(f"labels.{name}.file: {labels.file!r} names {len(files)} files. Expected one.")
+    path = files[0]
+    if path.name.endswith(LINES):
+        raise InputError(
+            f"labels.{name}.file: {labels.file!r} has no names of fields. Expected JSON lines, CSV or parquet."
+        )
+    return path
 
 
 def _built_in() -> dict[Split, Source]:

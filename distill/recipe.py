@@ -52,6 +52,11 @@ class Teacher(Section):
 
     model: str | None = None
     """A folder or a hub name; or give `architecture` and `tokenizer`."""
+    run: str | None = None
+    """Or the folder of another run on the same corpus (runs/NAME): the teacher that it has trained is read there, with its
+    decoding and its scores. Only `cache`, `zero_stage`, `precision` and `offload` may be given beside it."""
+    name: MemberName | None = None
+    """The name of the teacher in `run`; by default its name here."""
     architecture: Architecture | None = None
     tokenizer: Tokenizer | None = None
     prefix: Annotated[str, StringConstraints(pattern=TEXT_PATTERN)] = ""
@@ -75,6 +80,10 @@ class Teacher(Section):
 
     @model_validator(mode="after")
     def _one_origin(self) -> "Teacher":
+        if self.name and not self.run:
+            raise ValueError("name is the name of a teacher in another run; give run, or remove it")
+        if self.run:  # its keys are those of the other run, see shared.py
+            return self
         if (self.model is None) == (self.architecture is None):
             raise ValueError("give one of model (a folder or a hub name) and architecture (from scratch)")
         if (self.architecture is None) != (self.tokenizer is None):
@@ -83,6 +92,10 @@ class Teacher(Section):
             raise ValueError("languages are those of a pretrained model; one from scratch knows none: remove them")
         if self.architecture and self.train is None:
             raise ValueError("a teacher from scratch needs a train block ({} for the recipe's own settings)")
+        return self
+
+    @model_validator(mode="after")
+    def _goes_together(self) -> "Teacher":
         if self.offload and self.zero_stage != 3:
             raise ValueError("offload needs zero_stage 3; at 0 every process holds the whole teacher")
         if self.cache and self.zero_stage == 3:
@@ -223,6 +236,14 @@ class Labels(Generation):
     """Pseudo-labels: a teacher's summaries of the training documents, or of others. Decoding keys that are left out are
     as the teacher's search found or its `evaluate.generation` says, else as in the model's own generation config."""
 
+    file: str | None = None
+    """Labels made elsewhere, in place of a teacher's: a file of `{"id": ..., "label": ...}` lines (.jsonl, also .csv, .tsv,
+    .parquet, .gz, .xz). The id is that of a training document; without an id the line needs the `document` itself. `summary`
+    is read if there is no `label`. Only `keep_if` may be given beside it."""
+    run: str | None = None
+    """Or the folder of another run on the same corpus (runs/NAME): the labels that it has merged are read there."""
+    name: MemberName | None = None
+    """The name of the labels in `run`; by default their name here."""
     teacher: str | None = None
     """One of `teachers`; by default that of the labels' own name."""
     documents: Paths | None = None
@@ -249,6 +270,36 @@ class Labels(Generation):
     @property
     def best_of_block(self) -> dict[str, Any] | None:
         return self.best_of.model_dump() if self.best_of else None
+
+    @property
+    def is_made_here(self) -> bool:
+        """True if a teacher of this run makes them."""
+        return self.run is None and self.file is None
+
+    @model_validator(mode="after")
+    def _of_a_file(self) -> "Labels":
+        if self.run and self.file:
+            raise ValueError("give one of run and file")
+        if self.name and not self.run:
+            raise ValueError("name is the name of labels in another run; give run, or remove it")
+        if not self.file:
+            return self
+        fields = type(self).model_fields
+        others = [key for key in fields if key not in ("file", "keep_if") and getattr(self, key) != fields[key].default]
+        if others:
+            raise ValueError(
+                f"{', '.join(others)}: says how a teacher labels, but these labels are read from a file; remove it, or file"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _rules_of_a_file(self) -> "Labels":
+        unknown = [rule for rule in ("log_probability_at_least", "finished") if rule in self.keep_if.given]
+        if self.file and unknown:
+            raise ValueError(
+                f"keep_if.{unknown[0]}: only the teacher that made a label knows this, and a file does not say it; remove it"
+            )
+        return self
 
     @model_validator(mode="after")
     def _goes_together(self) -> "Labels":

@@ -11,6 +11,13 @@ from distill.errors import InputError
 from distill.recipe import GOLD, Recipe
 from distill.validation import explain, parse_yaml, read_yaml, shown_value
 
+Pairs = tuple[tuple[str, str], ...]
+EXCLUSIVE: dict[str, Pairs] = {
+    "train": (("steps", "epochs"), ("batch_tokens", "batch_examples")),
+    "evaluate": (("every_steps", "every_epochs"),),
+}
+"""Keys of a block of which one may be given."""
+
 
 def load_recipe(path: str | Path, overrides: list[str] | None = None) -> Recipe:
     """Read, override, validate. InputError lists every error with its dotted path."""
@@ -40,7 +47,9 @@ def parse_recipe(raw: dict[str, Any], where: str = "recipe") -> Recipe:
 def dump_recipe(recipe: Recipe) -> str:
     """The resolved recipe as YAML, itself a valid recipe: what teachers and students inherit is left to inherit."""
     data = recipe.model_dump(mode="json")
-    for member in (*data["teachers"].values(), *data["students"].values()):
+    shared = [teacher for teacher in data["teachers"].values() if teacher["run"]]  # they inherit nothing here
+    inherits = [member for member in (*data["teachers"].values(), *data["students"].values()) if member not in shared]
+    for member in inherits:
         for block in ("train", "evaluate"):
             if member[block] is not None:
                 member[block] = {k: v for k, v in member[block].items() if v != data[block][k]}
@@ -93,7 +102,7 @@ def _trains(raw: dict[str, Any]) -> bool:
 
 
 def _inherit(raw: dict[str, Any], member: Any, group: str) -> Any:
-    if not isinstance(member, dict):
+    if not isinstance(member, dict) or (group == "teachers" and member.get("run")):
         return member
     inherited = dict(member)
     for block in ("train", "evaluate"):
@@ -102,17 +111,17 @@ def _inherit(raw: dict[str, Any], member: Any, group: str) -> Any:
             continue  # a teacher without a train block is not trained
         if own is None or isinstance(own, dict):
             shared = raw.get(block)
-            inherited[block] = _lay_over(shared if isinstance(shared, dict) else {}, own or {})
+            inherited[block] = _lay_over(shared if isinstance(shared, dict) else {}, own or {}, EXCLUSIVE[block])
     return inherited
 
 
-def _lay_over(shared: dict[str, Any], own: dict[str, Any]) -> dict[str, Any]:
+def _lay_over(shared: dict[str, Any], own: dict[str, Any], exclusive: Pairs) -> dict[str, Any]:
     """`own` over `shared`; of two keys that exclude each other the own one wins."""
     merged = shared | own
     for block in ("generation", "search"):
         if isinstance(shared.get(block), dict) and isinstance(own.get(block), dict):
             merged[block] = shared[block] | own[block]
-    for pair in (("steps", "epochs"), ("batch_tokens", "batch_examples"), ("every_steps", "every_epochs")):
+    for pair in exclusive:
         for one, other in (pair, pair[::-1]):
             if own.get(one) is not None and own.get(other) is None:
                 merged[other] = None
@@ -128,7 +137,7 @@ def _unknown_names(recipe: Recipe) -> Iterator[str]:
             if source not in sources:
                 yield _not_among(f"students.{name}.train_on", source, "gold and the labels", sources)
     for name, labels in recipe.labels.items():
-        if (labels.teacher or name) not in teachers:
+        if labels.is_made_here and (labels.teacher or name) not in teachers:
             if labels.teacher:
                 yield _not_among(f"labels.{name}.teacher", labels.teacher, "the teachers", teachers)
             else:

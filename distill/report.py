@@ -14,6 +14,7 @@ from distill.pictures import plot_labels, plot_quality_against_speed, plot_train
 from distill.reading import Row
 from distill.run import Run
 from distill.scores import TITLES, TRANSLATION, shown_metrics
+from distill.shared import describe_sources
 from distill.speed_table import speed_notes, speed_table
 from distill.tables import Line, before_and_after, labels_table, read_line, results, searches
 
@@ -42,6 +43,7 @@ def _heading(run: Run, rows: list[Row]) -> str:
         f"# {run.recipe.name}\n\nCorpus: {shown_paths(run.recipe.corpus.train)} ({counts} examples; test documents of "
         f"{words['document_words']['mean']:.0f} words, summaries of {words['summary_words']['mean']:.0f}). "
         f"Seed {run.recipe.seed}. The recipe is [recipe.yaml](../recipe.yaml).\n{warnings_block(corpus_warnings(run, least_share=0.0))}"
+        + "".join(f"\n{sentence}\n" for sentence in describe_sources(run))
     )
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from distill.errors import InputError
-from distill.files import read_json
+from distill.files import read_json, sha256_file
 from distill.recipe import Labels, Recipe, Student, Teacher
 from distill.sections import Evaluate, Generation, Train
 
@@ -37,9 +37,16 @@ class Member:
     group: Group
     name: str
     folder: Path
+    own_folder: Path | None = None
+    """Of a teacher that another run has made: the folder of what this run makes of it. `folder` is that of the other run."""
 
     def __str__(self) -> str:
         return f"{self.group.removesuffix('s')} {self.name}"
+
+    @property
+    def is_shared(self) -> bool:
+        """True if it belongs to another run."""
+        return self.own_folder is not None
 
     @property
     def initial(self) -> Path:
@@ -80,17 +87,17 @@ class Member:
 
     @property
     def benchmark(self) -> Path:
-        return self.folder / "benchmark.json"
+        return (self.own_folder or self.folder) / "benchmark.json"
 
     @property
     def cache(self) -> Path:
         """Of a teacher: what it says about the training targets."""
-        return self.folder / "cache"
+        return (self.own_folder or self.folder) / "cache"
 
     @property
     def cuts(self) -> Path:
         """How many texts of the corpus are cut as this member's tokenizer reads them."""
-        return self.folder / "cuts.json"
+        return (self.own_folder or self.folder) / "cuts.json"
 
     @property
     def search(self) -> Path:
@@ -127,7 +134,14 @@ class LabelSet:
 
     @property
     def teacher(self) -> str:
-        return self.settings.teacher or self.name
+        return self.settings.teacher or self.settings.name or self.name
+
+    @property
+    def origin(self) -> str:
+        """Who made the labels, for people."""
+        if self.settings.file:
+            return self.settings.file
+        return f"{self.teacher} ({self.settings.run})" if self.settings.run else self.teacher
 
     @property
     def documents(self) -> Path:
@@ -152,19 +166,17 @@ class LabelSet:
         return self.folder / "labels.parquet"
 
     def is_merged(self) -> bool:
-        """True where the table is there, with the recipe's rules."""
+        """True if the table is there, was made by the recipe's rules, and of the file as it is now if it has one.
+
+        A file that is gone is not missed: the table has all of it.
+        """
         if not self.manifest.exists() or not self.table.exists():
             return False
-        rules: dict[str, Any] = read_json(self.manifest)
-        return (rules["keep_if"], rules["best_of"]) == (self.settings.keep_if.given, self.settings.best_of_block)
-
-    def is_begun(self) -> bool:
-        """True where anything was made that depends on more than the rules of the merge."""
-        return self.documents.exists() or any(self.folder.glob("shard-*"))
-
-    def is_decoded(self) -> bool:
-        """True where any of the teacher's summaries were made, be it to compare engines."""
-        return self.parity.exists() or any(self.folder.glob("shard-*"))
+        merged: dict[str, Any] = read_json(self.manifest)
+        if (merged["keep_if"], merged["best_of"]) != (self.settings.keep_if.given, self.settings.best_of_block):
+            return False
+        file = self.settings.file
+        return not file or not Path(file).exists() or merged["file"]["sha256"] == sha256_file(Path(file))
 
     @property
     def manifest(self) -> Path:
@@ -203,6 +215,16 @@ class Run:
         return self.folder / "first_sentence.json"
 
     @property
+    def sources(self) -> Path:
+        """The hashes of what the run reads from other runs and from files of labels."""
+        return self.folder / "sources.json"
+
+    @property
+    def replaced(self) -> Path:
+        """What was made before it was done again; may be deleted."""
+        return self.folder / "replaced"
+
+    @property
     def tokens(self) -> Path:
         """Token ids of tables, made once for each tokenizer; may be deleted."""
         return self.folder / "tokens"
@@ -230,7 +252,11 @@ class Run:
             raise InputError(
                 f"{name!r} is not among the recipe's {group}; expected one of {', '.join(names) or '(none)'}."
             )
-        return Member(group, name, self.folder / group / name)
+        folder = self.folder / group / name
+        shared = self.recipe.teachers[name] if group == "teachers" else None
+        if shared and shared.run:
+            return Member(group, name, Path(shared.run) / group / (shared.name or name), own_folder=folder)
+        return Member(group, name, folder)
 
     def label_set(self, name: str) -> LabelSet:
         """InputError where the recipe has no such labels."""
@@ -238,14 +264,18 @@ class Run:
             raise InputError(
                 f"{name!r} is not among the recipe's labels; expected one of {', '.join(self.recipe.labels) or '(none)'}."
             )
-        return LabelSet(name, self.folder / "labels" / name, self.recipe.labels[name])
+        settings = self.recipe.labels[name]
+        folder = (
+            Path(settings.run) / "labels" / (settings.name or name) if settings.run else self.folder / "labels" / name
+        )
+        return LabelSet(name, folder, settings)
 
     def label_sets(self) -> list[LabelSet]:
         return [self.label_set(name) for name in self.recipe.labels]
 
     def is_prepared(self) -> bool:
         """True where the corpus with its warnings, and all other documents that are labelled, are there."""
-        extra = [labels for labels in self.label_sets() if labels.settings.documents]
+        extra = [one for one in self.label_sets() if one.settings.documents and one.settings.is_made_here]
         return self.corpus_warnings.exists() and all(labels.documents.exists() for labels in extra)
 
     def members(self) -> list[Member]:

@@ -1,10 +1,11 @@
 """The stages of a run: their order, what each waits for, and whether its output is complete. Files only, no torch."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from distill.errors import InputError
 from distill.files import read_json, sha256_file
 from distill.recipe import GOLD, Recipe
 from distill.run import LabelSet, Member, Run
@@ -69,6 +70,26 @@ def shard_name(stage: str, shard: int) -> str:
     return f"{stage}.shard-{shard:05d}"
 
 
+def stages_until(graph: Sequence[Stage], given: str) -> list[Stage]:
+    """Return the stages that `given` names, and all that they need.
+
+    `given` is the name of a stage or the beginning of several: `train`, `train-student`. Raise InputError if there are none.
+    """
+    last = [stage for stage in graph if stage.name == given]
+    last = last or [stage for stage in graph if stage.name.startswith(f"{given}-")]
+    if not last:
+        jobs = dict.fromkeys(stage.job for stage in graph)
+        names = ", ".join(stage.name for stage in graph)
+        raise InputError(
+            f"--until: {given!r} given, expected a stage ({names}) or a kind of stage ({', '.join(jobs)})."
+        )
+    wanted = {stage.name for stage in last}
+    for stage in reversed(graph):  # what a stage needs stands before it
+        if stage.name in wanted:
+            wanted |= set(stage.needs)
+    return [stage for stage in graph if stage.name in wanted]
+
+
 def stages(run: Run) -> list[Stage]:
     """All stages in an order that respects their needs: prepare, teachers, labels, students, benchmark, report."""
     graph = [Stage("prepare", None, (), run.is_prepared)]
@@ -88,20 +109,27 @@ def stages(run: Run) -> list[Stage]:
 
 
 def _stages_of_teacher(run: Run, member: Member) -> list[Stage]:
-    """Initial weights -> train -> search -> evaluate, or only the last two for a teacher that is taken as it is; its cache."""
+    """Initial weights -> train -> search -> evaluate, or only the last two for a teacher that is taken as it is; its cache.
+
+    Of a teacher of another run only the cache.
+    """
     ready = _ready(run, member)
-    then = _evaluation(run, member, ready)
+    then = [] if member.is_shared else _evaluation(run, member, ready)
     if is_cached(run.recipe, member.name):
         whole, done = (lambda: cache_is_complete(run, member)), (lambda: cache_shards_done(run, member))
         then.append(Stage("cache", member, (ready,), whole, "workers", done, tuple(_cache_shards(run, member))))
-    if run.train_settings(member) is None:
+    if run.train_settings(member) is None or member.is_shared:
         return then
     initial = Stage("teacher", member, ("prepare",), member.initial.exists)
     return [initial, Stage("train", member, (initial.name,), member.is_trained, "process group"), *then]
 
 
 def _stages_of_labels(run: Run, labels: LabelSet) -> list[Stage]:
-    """Conversion (of an engine other than Hugging Face) -> label -> merge."""
+    """Conversion (of an engine other than Hugging Face) -> label -> merge; only the last for labels of a file."""
+    if labels.settings.run:
+        return []
+    if labels.settings.file:
+        return [Stage("merge", labels, ("prepare",), labels.is_merged)]
     graph = []
     shards = tuple(shards_of(labels.folder, labels.settings.shards, ".jsonl"))
     needs = _decodes(run, run.member("teachers", labels.teacher))
@@ -124,7 +152,8 @@ def _stages_of_student(run: Run, member: Member) -> list[Stage]:
     needs = [initial.name]
     if settings.objective.needs_teacher and is_cached(run.recipe, settings.teacher):
         needs.append(stage_name("cache", teacher))
-    needs += [stage_name("merge", run.label_set(name)) for name in settings.train_on if name != GOLD]
+    read = [run.label_set(name) for name in settings.train_on if name != GOLD]
+    needs += [stage_name("merge", labels) for labels in read if not labels.settings.run]
     train = Stage("train", member, tuple(needs), member.is_trained, "process group")
     return [initial, train, *_evaluation(run, member, train.name)]
 
@@ -160,12 +189,13 @@ def _search(run: Run, member: Member, search: Search, after: str) -> Stage:
 
 def _ready(run: Run, member: Member) -> str:
     """The stage after which a member can be used."""
-    return "prepare" if run.settings(member).train is None else stage_name("train", member)
+    return "prepare" if run.settings(member).train is None or member.is_shared else stage_name("train", member)
 
 
 def _decodes(run: Run, member: Member) -> str:
     """The stage after which it is known how a member decodes."""
-    return stage_name("search", member) if run.evaluate_settings(member).search else _ready(run, member)
+    searches = run.evaluate_settings(member).search and not member.is_shared
+    return stage_name("search", member) if searches else _ready(run, member)
 
 
 def is_cached(recipe: Recipe, teacher: str) -> bool:
@@ -205,11 +235,12 @@ def benchmark_is_current(run: Run) -> bool:
 def report_inputs(run: Run) -> dict[str, Path]:
     """The files that decide what the report says, by their path in the run."""
     files = [run.corpus / "manifest.json"]
+    files += [run.sources] if run.sources.exists() else []
     for member in run.members():
         files += [member.evaluation("test") / "scores.json", member.benchmark]
         files += [member.search] if run.evaluate_settings(member).search else []
     files += [labels.manifest for labels in run.label_sets()]
-    return {str(file.relative_to(run.folder)): file for file in files}
+    return {str(file.relative_to(run.folder) if file.is_relative_to(run.folder) else file): file for file in files}
 
 
 def report_is_current(run: Run) -> bool:

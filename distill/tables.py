@@ -5,6 +5,7 @@ from typing import Any
 
 from distill.families import shape_of
 from distill.files import read_json, read_jsonl
+from distill.imported import describe_file
 from distill.markdown import markdown_table
 from distill.pretrained import load_config
 from distill.recipe import GOLD, Student, sources
@@ -101,12 +102,20 @@ def labels_table(sets: list[LabelSet]) -> str:
         means = [measures.get(name, {}).get("mean") for name in ("words", *SCORES, "copied_share")]
         counts = [str(manifest["documents"]), str(manifest["kept"]), dropped]
         shown = ["-" if mean is None else f"{mean:.2f}" for mean in means]
-        rows.append([labels.name, labels.teacher, *counts, *shown, str(measures["unfinished"])])
+        unfinished = "-" if measures["unfinished"] is None else str(measures["unfinished"])
+        rows.append([labels.name, labels.origin, *counts, *shown, unfinished])
     note = (
         "Means over all labels, the dropped ones too; ROUGE against gold summaries, where there are any. One label may "
         "break several rules."
     )
-    return f"{markdown_table(head, rows)}\n\n{note}\n"
+    parts = [markdown_table(head, rows), "", f"{note}\n", *map(_read_from_file, sets)]
+    return "\n".join(parts)
+
+
+def _read_from_file(labels: LabelSet) -> str:
+    """Return what was found in a file of labels; nothing for other labels."""
+    found = read_json(labels.manifest).get("file")
+    return f"{labels}: {found['path']} has {describe_file(found)}.\n" if found else ""
 
 
 def before_and_after(lines: list[Line], run: Run) -> str:

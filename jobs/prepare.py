@@ -43,7 +43,8 @@ def _prepare_documents(run: Run) -> None:
 
     corpus, seed = run.recipe.corpus, run.recipe.seed
     for labels in run.label_sets():
-        if labels.settings.documents and not labels.documents.exists():
+        extra = labels.settings.documents and labels.settings.is_made_here
+        if extra and not labels.documents.exists():
             _log_counts(str(labels), prepare_documents(corpus, labels.settings, labels.name, seed, labels.documents))
 
 
@@ -51,8 +52,10 @@ def _prepare_corpus(run: Run) -> None:
     from distill.corpus import prepare_corpus
     from distill.files import read_json, write_json
     from distill.run import SPLITS
+    from distill.shared import check_same_corpus
 
     def refuse_another(manifest: dict[str, Any]) -> None:
+        check_same_corpus(run, manifest["sha256"])
         before = read_json(run.corpus_record)["sha256"] if run.corpus_record.exists() else manifest["sha256"]
         if before != manifest["sha256"]:
             raise InputError(
@@ -94,8 +97,9 @@ def _check_models(run: Run) -> "list[tuple[Member, str, Encoder]]":
     recipe, encoders = run.recipe, []
     for name, teacher in recipe.teachers.items():
         tokenizer, shape = None, teacher_shape(recipe, name)
-        if teacher.model is not None:
-            config, tokenizer, encoder = _reading(run, teacher, teacher.model)
+        model = run.weights(run.member("teachers", name)) if teacher.run else teacher.model
+        if model is not None:
+            config, tokenizer, encoder = _reading(run, teacher, model)
             shape = shape_of(config, f"teachers.{name}.model")
             check_teacher(recipe, name, shape)
             encoders.append((run.member("teachers", name), name, encoder))

@@ -20,6 +20,7 @@ from distill.preemption import GRACE_VARIABLE, StopFlag, StoppedError, end_of_jo
 from distill.preflight import check_recipe, needs_hub
 from distill.recipe_file import load_recipe
 from distill.run import LabelSet, Member, Run, Split
+from distill.shared import resolve
 from distill.stages import shard_name, stage_name
 from jobs.quiet import silence_noise
 
@@ -61,12 +62,13 @@ def main(
     silence_noise()
     try:
         stop.listen()
-        recipe = with_begun_defaults(load_recipe(options.recipe, options.overrides), Path(options.runs))
+        recipe = with_begun_defaults(resolve(load_recipe(options.recipe, options.overrides)), Path(options.runs))
         check_recipe(recipe)
         if needs_hub(recipe):
             work_offline_if_cut_off()
         run = open_run(recipe, Path(options.runs))
         member, labels = _member(run, options), run.label_set(options.labels) if options.labels else None
+        _refuse_shared(member, labels, name)
         _log_to_file(run, name, member or labels, options.shard)
         job(Arguments(run, member, options.split, options.shard, labels, stop))
     except InputError as error:
@@ -159,6 +161,22 @@ def _member(run: Run, options: argparse.Namespace) -> Member | None:
     if options.student:
         return run.member("students", options.student)
     return run.member("teachers", options.teacher) if options.teacher else None
+
+
+def _refuse_shared(member: Member | None, labels: LabelSet | None, job: str) -> None:
+    """Raise InputError for a job whose output is that of another run, or a file."""
+    if member and member.is_shared and job != "cache":
+        raise InputError(
+            f"{member} is read from {member.folder}, which belongs to another run. Run jobs.{job} for that run."
+        )
+    if labels and labels.settings.run:
+        raise InputError(
+            f"{labels} are read from {labels.folder}, which belongs to another run. Run jobs.{job} for that run."
+        )
+    if labels and labels.settings.file and job != "merge":
+        raise InputError(
+            f"{labels} are read from {labels.settings.file}, not made by a teacher. Only jobs.merge is needed."
+        )
 
 
 def _log_format() -> str:

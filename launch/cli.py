@@ -11,7 +11,6 @@ import typer
 from rich.console import Console
 
 from distill.begun import with_begun_defaults
-from distill.changes import check_unchanged
 from distill.errors import InputError
 from distill.preemption import StopFlag, StoppedError
 from distill.preflight import check_corpus, check_recipe
@@ -19,12 +18,14 @@ from distill.reading import sources
 from distill.recipe import Recipe
 from distill.recipe_file import load_recipe
 from distill.run import Run
+from distill.shared import resolve
 from launch import local, overview, slurm, table
 from launch.advice import warnings
 from launch.cancel import cancel
 from launch.doctor.command import examine_cluster, examine_this_machine
 from launch.logs import find_log, last_lines
 from launch.logs import follow as follow_log
+from launch.order import Order
 from launch.profile import Profile, load_profile
 from launch.runs import find_run, list_of_runs
 from launch.state import EXIT_STOPPED
@@ -72,6 +73,14 @@ def run(
     processes: Annotated[
         int | None, typer.Option(min=1, help="processes of a training stage (default: all GPUs, else 2 on the CPU)")
     ] = None,
+    until: Annotated[
+        str | None,
+        typer.Option(metavar="STAGE", help="stop after this stage, or all of its kind (train, train-student)"),
+    ] = None,
+    redo: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME", help="do a student, teacher, label set or stage again (may be repeated)"),
+    ] = None,
     runs: Runs = Path("runs"),
     time_limit: Annotated[
         float | None, typer.Option(min=0.01, help="minutes until this is killed; it saves and leaves with 75 before")
@@ -85,12 +94,13 @@ def run(
         _refuse_options(context, [str(recipe), *(overrides or [])])
         profile_file = None if on == "local" else _profile_file(on)
         profile = _profile(profile_file, processes, time_limit, grace) if profile_file else None
-        loaded = with_begun_defaults(load_recipe(recipe, overrides), runs)
+        loaded = with_begun_defaults(resolve(load_recipe(recipe, overrides)), runs)
         check_recipe(loaded)
         sources(loaded.corpus)
         world = local.processes_here(processes)
         planned = Run(loaded, runs / loaded.name)
-        check_unchanged(planned)
+        order = Order(planned, until, tuple(redo or ()))
+        order.announce(console)
         if not planned.corpus.exists():
             check_corpus(loaded)
         for line in warnings(planned, None if profile else world):
@@ -98,12 +108,12 @@ def run(
         if dry_run:
             here = overview.this_machine(world)
             place = overview.cluster(planned, profile, profile_file) if profile and profile_file else here
-            overview.show(planned, place, console)
+            overview.show(planned, order.planned_stages(), place, console)
             return
         if profile:
-            code = slurm.submit(planned, profile, console)
+            code = slurm.submit(order, profile, console)
         else:
-            code = local.run_graph(planned, world, console, time_limit, grace)
+            code = local.run_graph(order, world, console, time_limit, grace)
     sys.exit(code)
 
 
@@ -215,7 +225,7 @@ def examine(
         _refuse_options(context, [str(recipe or ""), *(overrides or [])])
         profile_file = None if on == "local" else _profile_file(on)
         profile = _profile(profile_file, processes) if profile_file else None
-        loaded = load_recipe(recipe, overrides) if recipe else None
+        loaded = resolve(load_recipe(recipe, overrides)) if recipe else None
         if loaded:
             check_recipe(loaded)
             check_corpus(loaded)

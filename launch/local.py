@@ -19,16 +19,16 @@ from typing import Any
 
 from rich.console import Console
 
-from distill.changes import open_run
 from distill.errors import InputError
 from distill.failure import FAILURES_VARIABLE, read_failures
 from distill.files import check_writable
 from distill.preemption import END_VARIABLE, GRACE_VARIABLE, SIGNALS, StopFlag, end_of_job
 from distill.run import Run
-from distill.stages import Stage, stages
+from distill.stages import Stage
 from launch.command import command
 from launch.failures import EXIT_INPUT, Exit, Place, exit_code, explain
 from launch.lock import LockLostError, RunLock
+from launch.order import Order
 from launch.screen import Screen
 from launch.slurm import refuse_queued
 from launch.state import EXIT_STOPPED, GraphState, cancelled_file
@@ -68,7 +68,7 @@ def processes_here(asked: int | None) -> Processes:
 
 
 def run_graph(
-    run: Run,
+    order: Order,
     processes: Processes,
     console: Console,
     time_limit_min: float | None = None,
@@ -78,9 +78,9 @@ def run_graph(
 
     InputError where another launcher has the run.
     """
-    graph = stages(run)
-    if all(stage.is_complete() for stage in graph):
-        console.print(f"nothing to do: {run.folder} is complete, see {run.report / 'report.md'}", soft_wrap=True)
+    run, graph = order.run, order.stages()
+    if order.is_done():
+        console.print(f"nothing to do: {run.folder} is complete. {order.end()}", soft_wrap=True)
         return 0
     ends_at = end_of_job(time_limit_min)
     stop = StopFlag(ends_at)
@@ -91,18 +91,20 @@ def run_graph(
         os.environ[GRACE_VARIABLE] = str(grace_seconds)
     check_writable(run.folder)
     with RunLock(run.logs) as lock:
-        refuse_queued(run, console)
-        open_run(run.recipe, run.folder.parent)
+        refuse_queued(run, console, moves=bool(order.examine().stages))
         cancelled_file(run.logs).unlink(missing_ok=True)
         state = GraphState(run.logs)
         state.wait_for_orphans(stop)
+        if stop.is_set():
+            return _say_stopped(run, stop, console)
+        order.begin(console)
         with Screen(run, graph, state, console) as screen:
             code = _run_stages(run, graph, processes, state, screen, lock, stop)
         if code == EXIT_STOPPED:
             return _say_stopped(run, stop, console)
         if code:
             return code
-    console.print(f"report: {run.report / 'report.md'}", soft_wrap=True)
+    console.print(order.end(), soft_wrap=True)
     return 0
 
 

@@ -17,7 +17,7 @@ from distill.recipe import GOLD, Student, sources
 from distill.run import LabelSet, Member, Run
 from distill.search import points
 from distill.sections import Evaluate, Generation, Train
-from distill.stages import Stage, stages
+from distill.stages import Stage
 from launch.local import Processes, count_of
 from launch.profile import Profile
 from launch.slurm import Submission, sbatch_parameters
@@ -61,9 +61,8 @@ def cluster(run: Run, profile: Profile, file: Path) -> Place:
     return Place(f"by SLURM as {file} says", processes, describe)
 
 
-def show(run: Run, place: Place, console: Console) -> None:
-    """Print the stages to do, each with its command and what is known of it, and a summary."""
-    graph = stages(run)
+def show(run: Run, graph: list[Stage], place: Place, console: Console) -> None:
+    """Print the stages of `graph` to do, each with its command and what is known of it, and a summary."""
     to_do = [stage for stage in graph if not stage.is_complete()]
     if to_do and graph[-1].job == "report" and graph[-1] not in to_do:
         to_do.append(graph[-1])  # it is made of what the others change
@@ -106,6 +105,8 @@ def _summary(run: Run, graph: list[Stage], to_do: list[Stage]) -> str:
 def _arithmetic(run: Run, stage: Stage, processes: int) -> list[str]:
     if stage.job == "label" and isinstance(stage.subject, LabelSet):
         return [_labels(run, stage.subject)]
+    if stage.job == "merge" and isinstance(stage.subject, LabelSet) and stage.subject.settings.file:
+        return [f"labels read from {stage.subject.settings.file}; {_rules(stage.subject)}"]
     if stage.job == "search" and stage.member:
         return [_search(run, stage.member)]
     train = run.train_settings(stage.member) if stage.member else None
@@ -195,8 +196,13 @@ def _labels(run: Run, labels: LabelSet) -> str:
     documents = shown_paths(settings.documents) if settings.documents else "the training split"
     given = settings.model_dump(include=set(Generation.model_fields), exclude_none=True)
     decoding = ", ".join(f"{key} {value}" for key, value in given.items()) or "the teacher's own decoding"
-    rules = ", ".join(f"{rule} {bound}" for rule, bound in settings.keep_if.given.items()) or "all labels are kept"
-    return f"{documents} by teacher {labels.teacher} ({settings.engine.name}; {decoding}), {settings.shards} shards; {rules}"
+    made = f"{documents} by teacher {labels.teacher} ({settings.engine.name}; {decoding}), {settings.shards} shards"
+    return f"{made}; {_rules(labels)}"
+
+
+def _rules(labels: LabelSet) -> str:
+    given = labels.settings.keep_if.given
+    return ", ".join(f"{rule} {bound}" for rule, bound in given.items()) or "all labels are kept"
 
 
 def _search(run: Run, member: Member) -> str:

@@ -9,14 +9,14 @@ from typing import Any
 
 from rich.console import Console
 
-from distill.changes import open_run, refuse_changes
+from distill.changes import refuse_while_queued
 from distill.errors import InputError
 from distill.files import check_writable
-from distill.recipe_file import load_recipe
 from distill.run import Run
 from distill.stages import Stage, shard_name, stages
 from launch.command import command
 from launch.lock import RunLock
+from launch.order import Order
 from launch.profile import Profile, Resources
 from launch.queue import QueuedJob, has_slurm, queued_jobs, scancel
 from launch.sbatch import resource_parameters, send, setup_lines, snapshot, task_on
@@ -37,11 +37,11 @@ class Submission:
     shards: tuple[int, ...] | None = None
 
 
-def submit(run: Run, profile: Profile, console: Console) -> int:
+def submit(order: Order, profile: Profile, console: Console) -> int:
     """Submit what is neither complete nor queued; 0. InputError where everything is queued already, or SLURM refuses."""
-    graph = stages(run)
-    if all(stage.is_complete() for stage in graph):
-        console.print(f"nothing to do: {run.folder} is complete, see {run.report / 'report.md'}", soft_wrap=True)
+    run, graph = order.run, order.stages()
+    if order.is_done():
+        console.print(f"nothing to do: {run.folder} is complete. {order.end()}", soft_wrap=True)
         return 0
     if "%" in str(run.folder.resolve()):
         raise InputError(
@@ -52,8 +52,8 @@ def submit(run: Run, profile: Profile, console: Console) -> int:
         state = GraphState(run.logs)
         queue = read_queue(run, state)
         if queue.active_ids():  # the recipe is theirs, also before the corpus is made
-            refuse_changes(load_recipe(run.recipe_file), run.recipe, run.folder)
-        open_run(run.recipe, run.folder.parent)
+            refuse_while_queued(run, order.redo, queue.active_ids())
+        order.begin(console)
         missing, outdated = plan(graph, profile, queue)
         if not missing:
             raise InputError(
@@ -72,11 +72,19 @@ def was_submitted(run: Run) -> bool:
     return GraphState(run.logs).is_on_slurm or any((run.logs / "slurm").glob("*/code"))
 
 
-def refuse_queued(run: Run, console: Console) -> None:
-    """InputError where SLURM has jobs of this run, which must not be run here as well."""
+def refuse_queued(run: Run, console: Console, moves: bool = False) -> None:
+    """InputError where SLURM has jobs of this run, which must not be run here as well.
+
+    `moves`: outputs are about to be moved; then not to know is refused too.
+    """
     if not was_submitted(run):
         return
     state = GraphState(run.logs)
+    if not has_slurm() and moves:
+        raise InputError(
+            f"{run.folder} was submitted to SLURM, and squeue is not here to ask whether its jobs still run. Expected to know "
+            "before anything is done again; give the command on a login node of the cluster."
+        )
     if not has_slurm():
         console.print(
             f"[yellow]{run.folder} was submitted to SLURM, and squeue is not here to ask whether it still runs",

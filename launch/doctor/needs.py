@@ -36,11 +36,13 @@ class Needs:
 
 def needs_of(recipe: Recipe, processes: int) -> Needs:
     """InputError where a file of the corpus is missing."""
-    given: list[Teacher | Student] = [*recipe.teachers.values(), *recipe.students.values()]
+    teachers = [teacher for teacher in recipe.teachers.values() if not teacher.run]
+    given: list[Teacher | Student] = [*teachers, *recipe.students.values()]
     models = dict.fromkeys(settings.model for settings in given if settings.model)
     documents = [documents_source(recipe.corpus, labels, name) for name, labels in recipe.labels.items()]
     read = [*sources(recipe.corpus).values(), *(source for source in documents if source)]
     files = [file for source in read for file in source.files]
+    files += [Path(labels.file) for labels in recipe.labels.values() if labels.file]
     run = Run(_with_cached_models(recipe), Path())
     trained = [member for member in run.members() if run.train_settings(member)]
     known = {str(member): (_memory_gb(run, member, processes), _room_gb(run, member)) for member in trained}
