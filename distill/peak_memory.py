@@ -1,4 +1,4 @@
-"""The memory that a model needs, measured in a process of its own."""
+"""The room that a model needs: memory, measured in a process of its own, and disk."""
 
 import logging
 import multiprocessing
@@ -67,3 +67,9 @@ def peak_resident_bytes() -> int:
     match = re.search(r"VmHWM:\s+(\d+) kB", status)
     assert match is not None
     return int(match[1]) * 1024
+
+
+def disk_bytes(weights: str) -> int | None:
+    """Return the size of a model folder; None for a hub name."""
+    folder = Path(weights)
+    return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file()) if folder.is_dir() else None

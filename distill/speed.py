@@ -1,4 +1,4 @@
-"""Speed and size of several models side by side.
+"""Speed of several models side by side.
 
 The models take turns, document by document, so that a machine that becomes slower is slower for all of them. All are
 measured on the same documents, in the same number of rounds.
@@ -9,7 +9,6 @@ import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -296,9 +295,3 @@ class SpeedTest:
 def batch_of(size: int, documents: int) -> list[int]:
     """Return `size` document numbers, beginning again at the first if there are fewer."""
     return [i % documents for i in range(size)]
-
-
-def disk_bytes(weights: str) -> int | None:
-    """Size of a model folder; None for a hub name."""
-    folder = Path(weights)
-    return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file()) if folder.is_dir() else None

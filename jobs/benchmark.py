@@ -69,8 +69,8 @@ def _measure(run: Run, candidates: "dict[Member, Candidate]", began: float) -> d
 
     from distill import distributed
     from distill.corpus import read_split
-    from distill.peak_memory import peak_memory
-    from distill.speed import SpeedTest, disk_bytes
+    from distill.peak_memory import disk_bytes, peak_memory
+    from distill.speed import SpeedTest
 
     device = distributed.place().device
     settings = run.recipe.benchmark
