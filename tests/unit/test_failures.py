@@ -246,7 +246,7 @@ def on_slurm(run: Run, **submissions: Submission) -> dict[str, str]:
 
 
 def ended(code: int, **more: Any) -> list[dict[str, Any]]:
-    return [{"event": "start"}, {"event": "end", "code": code, **more}]
+    return [{"event": "start", "time": 0.0}, {"event": "end", "time": 1.0, "code": code, **more}]
 
 
 def test_what_was_cancelled_on_slurm_says_by_what(tmp_path: Path) -> None:
