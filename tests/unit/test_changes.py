@@ -62,6 +62,7 @@ def made(run: Run, stage: Stage) -> None:
     subject: Any = stage.subject
     if subject is None:
         run.corpus.mkdir(exist_ok=True)
+        put(run.corpus_warnings, "[]")
         return
     if stage.job == "label":
         for shard in stage.shards:
