@@ -128,11 +128,14 @@ def _hash_of_teacher(member: Member) -> str:
 
 def check_same_corpus(run: Run, sha256: str | None = None) -> None:
     """Raise InputError if another run that this one reads has another corpus. `sha256`: of this run's corpus, if not recorded."""
+    others = list(_other_runs(run.recipe))
+    if not others:
+        return
     if sha256 is None and run.corpus_record.exists():
         sha256 = read_json(run.corpus_record)["sha256"]
     if sha256 is None:
         return
-    for key, folder in _other_runs(run.recipe):
+    for key, folder in others:
         record = Path(folder) / "corpus.json"
         theirs = read_json(record)["sha256"] if record.exists() else "not recorded"
         if theirs != sha256:

@@ -15,8 +15,8 @@ from distill.files import read_json
 from distill.imported import describe_file
 from distill.labels import merge_labels
 from distill.recipe_file import parse_recipe
-from distill.report import _labels
 from distill.run import Run
+from distill.tables import labels_table
 from distill.tokens import Encoder
 from tests.conftest import make_rows, write_corpus
 
@@ -83,7 +83,7 @@ def test_every_line_and_every_document_is_accounted_for(corpus: Path, tmp_path: 
     assert words == (
         "7 lines, of them 1 of unknown documents (nobody), 2 empty, 1 said twice; 3 documents have a label, 61 have none"
     )
-    assert words in _labels(run.label_sets()), "the report says so too"
+    assert words in labels_table(run.label_sets()), "the report says so too"
 
 
 @pytest.mark.parametrize(

@@ -253,7 +253,7 @@ def test_the_attention_temperature_changes_the_labels(tokenizer: Any, tmp_path: 
 
 
 BAD: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
-    "unknown teacher": ({"x": {}}, {}, "labels.x: 'x' is not among the teachers; expected one of t"),
+    "unknown teacher": ({"x": {}}, {}, "labels.x: 'x' is not among the teachers; set labels.x.teacher to one of t"),
     "unknown source": ({}, {"train_on": ["gold", "u"]}, "students.s.train_on: 'u' is not among gold and the labels"),
     "twice": ({}, {"train_on": ["gold", "gold"]}, "gold stands twice; to read it twice give {NAME: 2}"),
     "nothing": ({}, {"train_on": []}, "students.s.train_on"),

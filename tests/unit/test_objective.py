@@ -114,6 +114,9 @@ def gradients(model: Any) -> dict[str, torch.Tensor]:
     return {name: parameter.grad for name, parameter in model.named_parameters() if parameter.grad is not None}
 
 
+ROUNDING = 3e-6  # relative, of fp32 through both models; it differs between processors, 1.1e-6 is the most seen
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_terms_and_gradients_equal_the_reference(family: str, tokenizer: Any) -> None:
     student, teacher = make_pair(family, tokenizer)
@@ -125,13 +128,13 @@ def test_terms_and_gradients_equal_the_reference(family: str, tokenizer: Any) ->
     scored = ScoredStudent(student, objective, 0.1, PAIRS)
     loss, terms = scored(**batch, counts=COUNTS, teacher=Teacher(teacher, PAIRS))
     loss.backward()
-    assert dict(zip(scored.terms, terms.tolist(), strict=True)) == pytest.approx(expected_terms, rel=1e-6)
-    assert float(loss.detach()) == pytest.approx(float(expected.detach()), rel=1e-6)
+    assert dict(zip(scored.terms, terms.tolist(), strict=True)) == pytest.approx(expected_terms, rel=ROUNDING)
+    assert float(loss.detach()) == pytest.approx(float(expected.detach()), rel=ROUNDING)
     found, exact = gradients(student), gradients(exact_student)
     assert found.keys() == exact.keys() and len(found) > 20
     whole = torch.cat([g.flatten() for g in exact.values()])
     difference = torch.cat([(found[name].double() - exact[name]).flatten() for name in exact])
-    assert float(difference.norm() / whole.norm()) < 1e-6
+    assert float(difference.norm() / whole.norm()) < ROUNDING
     assert all(parameter.grad is None for parameter in teacher.parameters())
 
 

@@ -8,6 +8,7 @@ from rich.console import Console
 
 from distill.errors import InputError
 from distill.files import write_json
+from distill.stages import stages
 from launch.cli import PROFILES, _profile_file
 from launch.local import Processes
 from launch.overview import show, this_machine
@@ -16,7 +17,8 @@ from tests.unit.test_run import make_run
 
 def dry_run(folder: Path, **changes: object) -> list[str]:
     console = Console(file=io.StringIO(), width=80)
-    show(make_run(folder, **changes), this_machine(Processes(2, ())), console)
+    run = make_run(folder, **changes)
+    show(run, stages(run), this_machine(Processes(2, ())), console)
     assert isinstance(console.file, io.StringIO)
     return console.file.getvalue().splitlines()
 
