@@ -190,6 +190,7 @@ class Train(Section):
     keep_every_steps: Positive | None = None
     """Keep those of every so many steps too."""
     log_every_steps: Positive = 10
+    """Steps between two rows of metrics.jsonl. The first and the last step always have one."""
 
     @model_validator(mode="after")
     def _one_of_each(self) -> "Train":

@@ -122,7 +122,7 @@ class Trainer:
                 self.save(tracker)  # to know early how long one takes
             values = self.train_step(tracker)
             self.step += 1
-            if self.is_due(self.settings.log_every_steps):
+            if self.step == 1 or self.is_due(self.settings.log_every_steps):
                 tracker.record(
                     self.step, {**values, **tracker.speed(), "epoch": self.examples.epoch, "steps": self.steps}
                 )
