@@ -62,7 +62,8 @@ def _search(member: Member) -> str:
     if not member.search.exists():
         return ""
     best = read_json(member.search)["best"]
-    return f"{best['num_beams']} beams, length penalty {best['length_penalty']:g}"
+    penalty = best.get("length_penalty")  # not given for one beam
+    return f"{best['num_beams']} beams" + ("" if penalty is None else f", length penalty {penalty:g}")
 
 
 def _scores(run: Run, member: Member) -> str:

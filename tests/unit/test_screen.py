@@ -12,12 +12,12 @@ from rich.console import Console
 
 from distill.compiling import COMMUNICATION, SUSPICIOUS_SECONDS, compilation, is_compiled
 from distill.files import append_jsonl, write_json
-from distill.run import SPLITS, Run
+from distill.run import SPLITS, Member, Run
 from distill.stages import Stage, stages
 from jobs.quiet import NO_ACCELERATOR, silence_noise
 from launch.doctor.doing import WORDS, Doing, what_the_slowest_does
 from launch.estimate import remaining, usual_seconds
-from launch.results import result
+from launch.results import _search, result
 from launch.screen import Screen
 from launch.state import EXIT_STOPPED, GraphState
 from launch.words import duration
@@ -248,3 +248,13 @@ def test_the_doctor_says_what_its_slowest_process_does() -> None:
             doing.say(text)
     assert isinstance(console.file, io.StringIO)
     assert console.file.getvalue() == "a\nb\n"
+
+
+@pytest.mark.parametrize(
+    ("best", "expected"),
+    [({"num_beams": 1}, "1 beams"), ({"num_beams": 4, "length_penalty": 0.5}, "4 beams, length penalty 0.5")],
+)
+def test_a_search_tells_its_best_also_of_one_beam(tmp_path: Path, best: dict[str, float], expected: str) -> None:
+    member = Member("students", "s", tmp_path)
+    write_json(member.search, {"best": best})
+    assert _search(member) == expected
