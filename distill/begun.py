@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from distill.recipe import Recipe
+from distill.recipe import Recipe, Teacher
 from distill.recipe_file import load_recipe
 from distill.run import Run
 from distill.sections import Train
@@ -23,6 +23,9 @@ def with_begun_defaults(recipe: Recipe, runs: Path) -> Recipe:
         before = getattr(begun, group)
         members = {}
         for name, member in getattr(recipe, group).items():
+            if isinstance(member, Teacher) and member.run:  # another run decides its keys
+                members[name] = member
+                continue
             old = before[name].train if name in before else begun.train
             train = _with_old_warmup(member.train, old or begun.train)
             members[name] = member.model_copy(update={"train": train})

@@ -47,7 +47,8 @@ def flat_recipe(run: Run, hashes: dict[str, str], now: Run | None = None) -> dic
             file = run.folder / group / name / REMOVED
             if file.exists():
                 blocks[group][name] = read_json(file)["settings"]
-    return flatten(blocks) | hashes
+    given = {name: block for name, block in blocks.items() if block or name not in GROUPS}  # an empty group has no keys
+    return flatten(given) | hashes
 
 
 def changed_keys(old: dict[str, Any], new: dict[str, Any], now: Run) -> list[str]:

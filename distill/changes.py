@@ -38,6 +38,8 @@ def open_run(recipe: Recipe, runs: Path) -> Run:
     check_writable(run.folder)
     examine(run).check()
     _record_removed(run)
+    if _teaching_changed(run):
+        _forget_removed(run)  # what they learned from is another now
     recorded = recorded_hashes(run)
     hashes = recorded | source_hashes(run)
     if hashes != recorded:
@@ -96,6 +98,32 @@ class Redo:
             _forget_removed(self.run)  # they may have been made with what is now replaced
         return move_aside(self.run, self.stages)
 
+    def record(self, asked: Sequence[str]) -> None:
+        """Write the names of --redo that were moved aside, so that the same command continues and moves nothing again."""
+        if self.stages and asked:
+            write_json(self.run.redo, {"names": sorted({*_begun_redo(self.run), *asked})})
+
+
+def _begun_redo(run: Run) -> list[str]:
+    """Return the names of a --redo that was begun and has not ended: some stage of the run is not complete yet."""
+    if not run.redo.exists() or all(stage.is_complete() for stage in stages(run)):
+        return []
+    names: list[str] = read_json(run.redo)["names"]
+    return names
+
+
+def refuse_removal(run: Run) -> None:
+    """Raise InputError if the recipe lacks a model or a label set of the run. Only the launcher may leave them out."""
+    begun = _begun(run)
+    if begun is None:
+        return
+    gone = [f"{group}.{name}" for group in GROUPS for name in sorted(names_in(begun, group) - names_in(run, group))]
+    if gone:
+        raise InputError(
+            f"{', '.join(gone)}: in {run.recipe_file}, absent now. A job by hand cannot leave them out, since a launcher may "
+            "be working on them. Add them to the recipe, or remove them with `python -m launch run`."
+        )
+
 
 def examine(run: Run, asked: Sequence[str] = ()) -> Redo:
     """Compare a recipe with the one its run was begun with. `asked`: what may, or shall, be done again.
@@ -131,7 +159,7 @@ def examine(run: Run, asked: Sequence[str] = ()) -> Redo:
 def _stages_reached(old: dict[str, Any], new: dict[str, Any], begun: Run, now: Run) -> dict[str, set[str]]:
     """Return the stages that each changed key reaches.
 
-    A new model or label set in whose folder something is that was made with unknown settings stands there by its name.
+    If the folder of a new model or label set already holds outputs, its name is the key.
     """
     reached = {key: stages_of_key(key, begun.recipe, now.recipe) for key in changed_keys(old, new, now)}
     for key in (key for key in reached if key.endswith(".evaluate.shards")):  # the division matters only on the way
@@ -156,10 +184,16 @@ def _must_be_allowed(graph: Sequence[Stage], roots: Collection[str]) -> bool:
 
 
 def _allowed_by(name: str, run: Run, graph: Sequence[Stage], reached: dict[str, set[str]]) -> set[str]:
-    """Return the stages from which on a name of --redo allows to do everything again: as far as changed keys reach, else all."""
+    """Return the first stages that a name of --redo repeats: those that changed keys reach, or all if no key changed.
+
+    None if no key changed and the same --redo was begun before: then the run continues.
+    """
     subject = _subject_named(run, name)
-    changed = [stages for key, stages in reached.items() if subject_of(key) == subject]
-    return (set().union(*changed) & names_of(graph)) or _asked_stages(run, graph, name)
+    changed = [names for key, names in reached.items() if subject_of(key) == subject]
+    of_changed = set().union(*changed) & names_of(graph)
+    if of_changed:
+        return of_changed
+    return set() if name in _begun_redo(run) else _asked_stages(run, graph, name)
 
 
 def _not_covered(graph: Sequence[Stage], reached: dict[str, set[str]], allowed: set[str]) -> list[str]:
@@ -278,6 +312,17 @@ def _record_removed(run: Run) -> None:
         for name in names_in(begun, group):
             if name in names_in(run, group):
                 (run.folder / group / name / REMOVED).unlink(missing_ok=True)
+
+
+def _teaching_changed(run: Run) -> bool:
+    """Return whether a key of a teacher or a label set differs, or a file or run that one of them reads."""
+    begun = _begun(run)
+    if begun is None:
+        return False
+    old = flat_recipe(begun, recorded_hashes(begun))
+    new = flat_recipe(run, source_hashes(run))
+    keys = [key for key in differing_keys(old, new) if key.split(".")[0] in ("teachers", "labels")]
+    return any(is_subject(begun, key) for key in keys)
 
 
 def _forget_removed(run: Run) -> None:

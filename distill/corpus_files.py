@@ -216,9 +216,6 @@ def _no_split(split: str) -> str:
     )
 
 
-SHARD = re.compile(r"(?P<name>.+?)-(?P<number>\d{2,})-of-(?P<count>\d{2,})(-[0-9a-f]{8,})?")
-
-
 def check_shards(files: list[Path]) -> None:
     """Raise InputError if files are numbered shards (`train-00000-of-00002.parquet`) and some of them are missing."""
     numbers: dict[tuple[str, str], set[int]] = {}

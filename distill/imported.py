@@ -9,6 +9,7 @@ from distill.errors import InputError
 from distill.files import sha256_file
 from distill.formats import Columns, read_records
 from distill.reading import NO_TEXT, Row, labels_file
+from distill.recipe import Labels
 from distill.run import LabelSet
 
 FIELDS = Columns((), ("id", "document", "label", "summary"))
@@ -81,10 +82,20 @@ def match_labels(labels: LabelSet, documents: Sequence[Row]) -> tuple[dict[int, 
     if not matched.texts:
         ids = ", ".join(row["id"] for row in documents[:SHOWN])
         raise InputError(
-            f"labels.{labels.name}.file: none of the {matched.lines} lines of {path} is a label of a training document (unknown: "
-            f"{', '.join(matched.unknown_examples) or 'none'}). Expected ids such as {ids}, or the documents' own texts."
+            f"labels.{labels.name}.file: none of the {matched.lines} lines of {path} is a label of a training document "
+            f"({matched.empty} are empty; unknown: {', '.join(matched.unknown_examples) or 'none'}). Expected texts, and ids "
+            f"such as {ids}, or the documents' own texts."
         )
     return matched.texts, {"path": str(path), "sha256": sha256_file(Path(path)), **matched.counts(len(documents))}
+
+
+def check_first_label(labels: Labels, name: str) -> None:
+    """Read the first line of a file of labels. Raise InputError if it is not {id or document, label or summary}."""
+    for where, record in read_records(labels_file(labels, name), FIELDS):
+        _Finder([]).find(record, where)
+        _text_of(record, where)
+        return
+    raise InputError(f"labels.{name}.file: {labels.file} is empty; expected at least one label.")
 
 
 def describe_file(found: Mapping[str, Any]) -> str:

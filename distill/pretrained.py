@@ -31,7 +31,7 @@ from distill.folder import (
     refuse_no_language,
 )
 from distill.preflight import WEIGHT_FILES, check_folder, looks_like_folder
-from distill.sections import Architecture, Generation, Languages, Tokenizer
+from distill.sections import Architecture, Languages, Tokenizer
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
@@ -173,20 +173,17 @@ def train_tokenizer(settings: Tokenizer, family: str, texts: Iterator[str]) -> P
     return PreTrainedTokenizerFast(tokenizer_object=trained, clean_up_tokenization_spaces=False, **special)
 
 
-def build_model(
-    architecture: Architecture, tokenizer: Any, generation: Generation, max_target_tokens: int
-) -> PreTrainedModel:
-    """A model with random weights; its own generation config is beam search with `generation` over the defaults.
+def build_model(architecture: Architecture, tokenizer: Any, max_target_tokens: int) -> PreTrainedModel:
+    """Return a model with random weights, whose own generation config is beam search with 4 beams.
 
-    Seed torch before.
+    The recipe's decoding is not part of it: the recipe may change, and these weights stay. Seed torch before.
     """
     config = {"bart": _bart_config, "t5": _t5_config}[architecture.family](architecture, tokenizer)
     model: PreTrainedModel = AutoModelForSeq2SeqLM.from_config(config)
-    given = {"num_beams": 4, "max_new_tokens": max_target_tokens} | generation.model_dump(exclude_none=True)
-    if given["num_beams"] > 1:  # transformers does not save it with a single beam
-        given = {"early_stopping": True} | given
     model.generation_config = GenerationConfig(
-        **given,
+        num_beams=4,
+        max_new_tokens=max_target_tokens,
+        early_stopping=True,
         decoder_start_token_id=config.decoder_start_token_id,
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id,

@@ -176,7 +176,10 @@ class LabelSet:
         if (merged["keep_if"], merged["best_of"]) != (self.settings.keep_if.given, self.settings.best_of_block):
             return False
         file = self.settings.file
-        return not file or not Path(file).exists() or merged["file"]["sha256"] == sha256_file(Path(file))
+        of_file = merged.get("file")
+        if file is None or of_file is None:
+            return file is None and of_file is None
+        return not Path(file).exists() or bool(of_file["sha256"] == sha256_file(Path(file)))
 
     @property
     def manifest(self) -> Path:
@@ -218,6 +221,11 @@ class Run:
     def sources(self) -> Path:
         """The hashes of what the run reads from other runs and from files of labels."""
         return self.folder / "sources.json"
+
+    @property
+    def redo(self) -> Path:
+        """The names of a --redo that has moved outputs aside and is not complete yet."""
+        return self.logs / "redo.json"
 
     @property
     def replaced(self) -> Path:

@@ -1,5 +1,6 @@
 """What a run reads from elsewhere: teachers and labels of other runs, and files of labels. No torch."""
 
+import functools
 import hashlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -122,8 +123,15 @@ def _hash_of_teacher(member: Member) -> str:
     digest = hashlib.sha256()
     for file in files:
         if file.exists():
-            digest.update(f"{file.name} {sha256_file(file)}\n".encode())
+            size, time = file.stat().st_size, file.stat().st_mtime_ns
+            digest.update(f"{file.name} {_hash_of_file(file, size, time)}\n".encode())
     return digest.hexdigest()
+
+
+@functools.cache
+def _hash_of_file(file: Path, size: int, time: int) -> str:
+    """Return the SHA-256 of a file; once for a process, as long as size and time stay."""
+    return sha256_file(file)
 
 
 def check_same_corpus(run: Run, sha256: str | None = None) -> None:
@@ -163,5 +171,5 @@ def describe_sources(run: Run) -> list[str]:
         found = [value for key, value in hashes.items() if key.startswith(f"{group}.{subject.name}.")]
         of_file = isinstance(subject, LabelSet) and subject.settings.file
         where = f"the file {of_file}" if of_file else str(subject.folder)
-        told.append(f"{subject} was read from {where}" + (f" (SHA-256 {found[0][:12]})." if found else "."))
+        told.append(f"{subject} comes from {where}" + (f" (SHA-256 {found[0][:12]})." if found else "."))
     return told

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Literal, NoReturn
 
 from distill.begun import with_begun_defaults
-from distill.changes import open_run
+from distill.changes import open_run, refuse_removal
 from distill.errors import InputError
 from distill.failure import one_line, report_failure
 from distill.hub import work_offline_if_cut_off
@@ -66,6 +66,7 @@ def main(
         check_recipe(recipe)
         if needs_hub(recipe):
             work_offline_if_cut_off()
+        refuse_removal(Run(recipe, Path(options.runs) / recipe.name))
         run = open_run(recipe, Path(options.runs))
         member, labels = _member(run, options), run.label_set(options.labels) if options.labels else None
         _refuse_shared(member, labels, name)

@@ -41,8 +41,7 @@ def make_teacher(arguments: Arguments) -> None:
         texts = (row[field] for row in rows for field in ("document", "summary"))
         tokenizer = train_tokenizer(settings.tokenizer, settings.architecture.family, texts)
         torch.manual_seed(run.recipe.seed)
-        generation = run.evaluate_settings(member).generation
-        model = build_model(settings.architecture, tokenizer, generation, run.recipe.corpus.max_target_tokens)
+        model = build_model(settings.architecture, tokenizer, run.recipe.corpus.max_target_tokens)
     encoder = encoder_of(run, settings, tokenizer, model.config.to_dict())
     record_cuts(member, tokenize_corpus(run, encoder, member.name))
     write_warnings(run)

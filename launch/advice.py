@@ -4,6 +4,7 @@ import os
 
 from distill.run import Run
 from launch.local import Processes
+from launch.steps import planned_steps
 
 
 def warnings(run: Run, processes: Processes | None) -> list[str]:
@@ -16,10 +17,11 @@ def _warmups(run: Run) -> list[str]:
     names: dict[tuple[int, int], list[str]] = {}
     for member in run.members():
         train = run.train_settings(member)
-        if train and train.steps and train.warmup_steps and train.warmup_steps >= train.steps:
-            names.setdefault((train.warmup_steps, train.steps), []).append(str(member))
+        steps = planned_steps(run, member)
+        if train and steps and train.warmup_steps and train.warmup_steps >= steps:
+            names.setdefault((train.warmup_steps, steps), []).append(str(member))
     return [
-        f"train.warmup_steps: {warmup} given, but {', '.join(members)} has {steps} steps, so the learning rate only rises. "
+        f"train.warmup_steps: {warmup} given, but the training of {', '.join(members)} has {steps} steps, so the learning rate only rises. "
         "Give fewer, or leave it out for 5 % of the steps."
         for (warmup, steps), members in names.items()
     ]

@@ -12,6 +12,7 @@ from rich.console import Console
 
 from distill.begun import with_begun_defaults
 from distill.errors import InputError
+from distill.imported import check_first_label
 from distill.preemption import StopFlag, StoppedError
 from distill.preflight import check_corpus, check_recipe
 from distill.reading import sources
@@ -103,6 +104,9 @@ def run(
         order.announce(console)
         if not planned.corpus.exists():
             check_corpus(loaded)
+        for name, labels in loaded.labels.items():
+            if labels.file:
+                check_first_label(labels, name)
         for line in warnings(planned, None if profile else world):
             errors.print(f"warning: {line}", style="yellow", markup=False, highlight=False, soft_wrap=True)
         if dry_run:

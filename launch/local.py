@@ -186,7 +186,7 @@ def _run_stage(
         reason = None
         if code == 0 and not stage.is_complete():
             code = 1  # a job that ends well without its output is a failure, whatever it says
-            reason = "it ended well, but what it should have made is not there"
+            reason = "it reported success, but its output is missing"
         elif code not in (0, EXIT_STOPPED):
             reason = explain(Place(stage.name, len(exits)), exits, read_failures(Path(failures)), log_file, begin)
     canceller = _cancelled_by(run, stop) if code == EXIT_STOPPED else None

@@ -54,7 +54,9 @@ class Order:
 
     def begin(self, console: Console) -> None:
         """Move aside what is done again, and write the recipe. The caller holds the run's lock, and no job of it is alive."""
-        place = self.examine().carry_out()
+        found = self.examine()
+        place = found.carry_out()
+        found.record(self.redo)
         if place:
             console.print(
                 f"what was made before is now in {place} (it may be deleted)", highlight=False, soft_wrap=True

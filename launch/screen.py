@@ -4,6 +4,7 @@ On a terminal the last lines are drawn again and again. In a file they are plain
 one when it ends, and one now and then between.
 """
 
+import logging
 import time
 from types import TracebackType
 
@@ -23,10 +24,14 @@ from launch.state import EXIT_STOPPED, GraphState
 from launch.status import Progress, progress_of
 from launch.words import duration
 
+log = logging.getLogger(__name__)
+
 READ_SECONDS = 1.0
 FIRST_HEARTBEAT_SECONDS = 60.0
 SLOWEST_HEARTBEAT_SECONDS = 600.0
 CONTROL_C_ROOM = 3
+DISPLAY_ERRORS = (OSError, ValueError, LookupError, TypeError)
+"""What a torn or missing file, or a terminal that lacks characters, may raise."""
 
 
 class Screen:
@@ -38,7 +43,7 @@ class Screen:
         self._state = state
         self.console = console
         self._live = Live(console=console, transient=True) if console.is_terminal else None
-        self._spinner = Spinner("dots")
+        self._spinner = Spinner("dots" if console.encoding.lower().startswith("utf") else "line")
         self._began = time.monotonic()
         self._stage_began = self._began
         self._done = 0
@@ -48,6 +53,7 @@ class Screen:
         self._looked = 0.0
         self._heartbeat = FIRST_HEARTBEAT_SECONDS
         self._told_of_compiling = False
+        self._told_of_error = False
 
     def __enter__(self) -> "Screen":
         self._done = sum(stage.is_complete() for stage in self._graph)
@@ -66,8 +72,12 @@ class Screen:
     def begin(self, stage: Stage) -> None:
         """Show that a stage begins."""
         self._stage_began = time.monotonic()
-        self._first_step = progress_of(self._run, stage).step or 0
         self._told_of_compiling = False
+        self._told_of_error = False
+        try:
+            self._first_step = progress_of(self._run, stage).step or 0
+        except DISPLAY_ERRORS as error:
+            self._tell(error)
         self._done = sum(other.is_complete() for other in self._graph)
         self._usual = usual_seconds(self._graph, self._state, stage)
         self._after = remaining(self._graph, self._state, stage)
@@ -84,8 +94,15 @@ class Screen:
         if now - self._looked < READ_SECONDS:
             return
         self._looked = now
+        try:
+            self._show(stage, now)
+        except DISPLAY_ERRORS as error:
+            self._tell(error)
+
+    def _show(self, stage: Stage, now: float) -> None:
         how_far = progress_of(self._run, stage)
-        compiled = compilation() if stage.job == "train" else None
+        is_waiting = stage.job == "train" and not how_far.step
+        compiled = compilation() if is_waiting else None
         if self._live:
             self._live.update(self._drawn(stage, how_far, compiled), refresh=True)
             return
@@ -103,7 +120,7 @@ class Screen:
     def end(self, stage: Stage, code: int, outcome: str) -> None:
         """Show how the stage ended, in a word, and the result if it is done."""
         colour = {0: "green", EXIT_STOPPED: "yellow"}.get(code, "red")
-        found = result(self._run, stage) if code == 0 else ""
+        found = self._result(stage) if code == 0 else ""
         elapsed = duration(time.monotonic() - self._stage_began)
         line = Text(f"{self._number(stage)} {stage.name}: ").append(outcome, colour).append(f" after {elapsed}")
         if found and self._live and line.cell_len + len(found) + 2 > self.console.width:
@@ -114,6 +131,19 @@ class Screen:
         if stage.job == "prepare" and code == 0:
             for warning in warnings(self._run):
                 self._print(Text("    ").append("warning:", "yellow").append(f" {warning}"))
+
+    def _result(self, stage: Stage) -> str:
+        try:
+            return result(self._run, stage)
+        except DISPLAY_ERRORS as error:
+            self._tell(error)
+            return ""
+
+    def _tell(self, error: Exception) -> None:
+        """Log why something cannot be shown. The stages go on: hours of work do not depend on a line of the screen."""
+        if not self._told_of_error:
+            self._told_of_error = True
+            log.warning("cannot show how far the run is: %s: %s", type(error).__name__, error)
 
     def _print(self, text: str | Text) -> None:
         """Print above the lines that change. A terminal folds at words; lines of a file stay whole."""

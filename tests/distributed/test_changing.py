@@ -81,7 +81,7 @@ def test_a_run_is_changed_and_shared(tmp_path: Path) -> None:
         tmp_path, name="two", teachers={"own": {"run": str(run)}}, labels={}, students={"c": student, "d": student}
     )
     only = launch(shared, "--until", "train-student-c").stdout
-    assert "[3/3] train-student-c: done" in only and "teacher own was read from" in only and "student-d" not in only
+    assert "[3/3] train-student-c: done" in only and "teacher own comes from" in only and "student-d" not in only
     taken = read_json(tmp_path / "runs/two/students/c/initial/config.json")
     assert taken["decoder_layers"] == 1
     assert not list((tmp_path / "runs/two/teachers").rglob("*.safetensors")), "read in place, not copied"

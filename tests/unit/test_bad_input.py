@@ -213,7 +213,7 @@ def test_a_recipe_that_is_wrong(override: str, place: Path) -> None:
 @pytest.mark.parametrize(
     ("overrides", "options", "said"),
     [
-        (["train.warmup_steps=9"], [], "train.warmup_steps: 9 given, but student s has 4 steps"),
+        (["train.warmup_steps=9"], [], "train.warmup_steps: 9 given, but the training of student s has 4 steps"),
         ([], ["--processes", "999"], "--processes: 999 given, but this machine has"),
         (["train.warmup_steps=3"], ["--processes", "1"], ""),
     ],

@@ -4,12 +4,13 @@ import copy
 import json
 import shutil
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from distill.changes import Redo, examine, open_run, outdated, refuse_while_queued
+from distill.changes import Redo, examine, open_run, outdated, refuse_removal, refuse_while_queued
 from distill.errors import InputError
 from distill.files import write_json
 from distill.recipe_file import parse_recipe
@@ -360,3 +361,62 @@ def test_until_what_is_no_stage(tmp_path: Path) -> None:
             InputError, match=r"expected a stage \(prepare, .*, report\) or a kind of stage \(prepare, "
         ):
             stages_until(graph, wrong)
+
+
+def test_the_same_redo_again_continues_and_moves_nothing(finished: Path) -> None:
+    """A run that was stopped, or requeued by SLURM, gives the same command."""
+    asked = ("sft",)
+    for raw in (RECIPE, changed(("students.sft.evaluate", {"generation": {"num_beams": 1}}))):
+        run = Run(parse_recipe(raw), finished / "x")
+        redo = look(finished, raw, *asked)
+        redo.carry_out()
+        redo.record(asked)
+        open_run(run.recipe, finished)
+        for stage in [one for one in stages(run) if one.name == "shrink-student-sft"]:
+            made(run, stage)
+        assert look(finished, raw, *asked).stages == ()
+        other = changed(("students.sft.train", {"steps": 12}))
+        assert "train-student-sft" not in again(look(finished, raw, *asked))
+        assert look(finished, other, *asked).needs == (), "a changed key is allowed as before"
+    for stage in stages(run):
+        if stage.subject and not stage.is_complete():
+            made(run, stage)
+    made_whole = [replace(stage, is_complete=lambda: True) for stage in stages(run)]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("distill.changes.stages", lambda run: made_whole)
+        assert again(look(finished, raw, *asked)) == SFT, "the one before has ended"
+
+
+def test_a_student_that_comes_back_after_its_labels_changed_is_done_again(finished: Path) -> None:
+    less = changed(("labels.own.keep_if", {"finished": True}), without=["students.pl"])
+    look(finished, less).carry_out()
+    open_run(parse_recipe(less), finished)
+    back = look(finished, changed(("labels.own.keep_if", {"finished": True})))
+    assert back.needs == ("pl",)
+
+
+def test_labels_of_a_file_are_not_those_of_a_teacher(finished: Path, tmp_path: Path) -> None:
+    labels = Run(parse_recipe(RECIPE), finished / "x").label_set("own")
+    assert labels.is_merged()
+    merged = json.loads(labels.manifest.read_text())
+    write_json(labels.manifest, merged | {"file": {"sha256": "0" * 64}})
+    assert not labels.is_merged(), "the table was read from a file"
+    write_json(labels.manifest, merged)
+    raw = changed(("labels.own", {"file": str(tmp_path / "labels.jsonl")}))
+    assert not Run(parse_recipe(raw), finished / "x").label_set("own").is_merged(), "the table was made by a teacher"
+
+
+def test_a_job_by_hand_leaves_nothing_out_of_the_run(finished: Path) -> None:
+    refuse_removal(Run(parse_recipe(RECIPE), finished / "x"))
+    with pytest.raises(InputError, match=r"students.sft: in .*recipe.yaml, absent now. A job by hand cannot"):
+        refuse_removal(Run(parse_recipe(changed(without=["students.sft"])), finished / "x"))
+
+
+@pytest.mark.parametrize("group", ["labels", "students"])
+def test_the_first_labels_or_students_are_added(group: str, tmp_path: Path) -> None:
+    without = {"labels": ["labels", "students.pl"], "students": ["students"]}[group]
+    run = open_run(parse_recipe(changed(without=without)), tmp_path)
+    run.corpus.mkdir()
+    assert look(tmp_path, RECIPE).needs == ()
+    open_run(parse_recipe(RECIPE), tmp_path)
+    refuse_while_queued(Run(parse_recipe(RECIPE), tmp_path / "x"), (), ["17"])

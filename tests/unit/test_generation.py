@@ -64,8 +64,8 @@ def test_a_model_from_scratch(tmp_path: Any) -> None:
             assert ids[-1] == tokenizer.eos_token_id and (family == "t5" or ids[0] == tokenizer.bos_token_id)
             assert tokenizer.decode(ids, skip_special_tokens=True).strip() == rows[0]["document"]
             shape = Architecture(family=family, width=16, encoder_layers=1, decoder_layers=2, heads=2, feed_forward=8)
-            model = build_model(shape, tokenizer, Generation(length_penalty=2.0), 9)
-            assert (model.generation_config.max_new_tokens, model.generation_config.length_penalty) == (9, 2.0)
+            model = build_model(shape, tokenizer, 9)
+            assert (model.generation_config.max_new_tokens, model.generation_config.num_beams) == (9, 4)
             summary = summarize(model.eval(), tokenizer, [ids], generation_config(model, Generation(), 9), 99, ALONE)
             assert summary is not None and len(summary) == 1
 

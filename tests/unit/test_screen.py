@@ -258,3 +258,26 @@ def test_a_search_tells_its_best_also_of_one_beam(tmp_path: Path, best: dict[str
     member = Member("students", "s", tmp_path)
     write_json(member.search, {"best": best})
     assert _search(member) == expected
+
+
+def test_what_cannot_be_shown_ends_no_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    run = make_run(tmp_path, train={"steps": 10})
+    stage = stages(run)[0]
+    out = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+    screen = Screen(run, [stage], GraphState(tmp_path), Console(file=out, force_terminal=True, width=60))
+
+    def torn(*_: object) -> None:
+        raise KeyError("length_penalty")
+
+    monkeypatch.setattr("launch.screen.result", torn)
+    with screen:
+        screen.begin(stage)
+        monkeypatch.setattr("launch.screen.progress_of", torn)
+        screen._looked = 0.0
+        screen.update(stage)
+        screen.end(stage, 0, "done")
+    assert "cannot show how far the run is: KeyError: 'length_penalty'" in caplog.text
+    out.flush()
+    assert b"done" in out.buffer.getvalue()  # type: ignore[attr-defined]

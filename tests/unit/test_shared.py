@@ -72,7 +72,7 @@ def test_the_recipe_of_the_run_is_a_recipe(other: Run) -> None:
     assert resolve(load_recipe(run.recipe_file)) == run.recipe
     assert set(read_json(run.sources)) == {"teachers.mine.run.content", "labels.own.run.content"}
     told = describe_sources(run)
-    assert len(told) == 2 and f"teacher mine was read from {other.folder / 'teachers/own'} (SHA-256 " in told[0]
+    assert len(told) == 2 and f"teacher mine comes from {other.folder / 'teachers/own'} (SHA-256 " in told[0]
 
 
 @pytest.mark.parametrize(
