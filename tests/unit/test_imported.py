@@ -96,7 +96,7 @@ def test_every_line_and_every_document_is_accounted_for(corpus: Path, tmp_path: 
         ([{"id": "r1", "document": ROWS[2]["document"], "label": "a"}], r"the id 'r1' is that of another document"),
         (
             [{"id": "x", "label": "a"}, {"id": 5, "label": "b"}],
-            r"none of the 2 lines .* \(unknown: x, 5\).*ids such as r0, r1",
+            r"none of the 2 lines .* \(0 are empty; unknown: x, 5\).*ids such as r0, r1",
         ),
         ([{"label": "a"}], r"line 1: no id and no document"),
         ([{"id": "r1", "text": "a"}], r"line 1: no 'label' and no 'summary'; its fields are 'id', 'text'"),
