@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from distill.distributed import World
+from distill.compiling import _cache_folders
 from distill.errors import InputError
 from distill.files import read_json, read_jsonl
 from distill.preflight import check_recipe
@@ -95,6 +96,8 @@ def test_a_missing_package_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> N
 
 def refuse(world: World, folder: str) -> str:
     """Online, without a login."""
+    for compiled in _cache_folders():  # DeepSpeed's library stays where it is: compiling it takes minutes
+        os.environ["TORCH_EXTENSIONS_DIR"] = str(compiled)
     os.environ |= {"WANDB_MODE": "online", "HOME": folder, "NETRC": f"{folder}/netrc", "WANDB_CONFIG_DIR": folder}
     trainer = make_trainer(world, folder, zero_stage=0, steps=1)
     trainer.wandb = Wandb(project="distil")
