@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from distill.distributed import World
 from distill.compiling import _cache_folders
+from distill.distributed import World
 from distill.errors import InputError
 from distill.files import read_json, read_jsonl
 from distill.preflight import check_recipe
