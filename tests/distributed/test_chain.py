@@ -138,7 +138,8 @@ print(tokenizer.batch_decode(model.generate(**tokenizer(["the fox"], return_tens
 def lines_of_the_readme(kind: str) -> list[str]:
     """The code blocks of README's section on the student."""
     section = (ROOT / "README.md").read_text(encoding="utf-8").split("## Using the student\n")[1].split("\n## ")[0]
-    return re.findall(rf"```{kind}\n(.*?)```", section, re.DOTALL)
+    blocks = re.findall(r"^```(\w*)\n(.*?)^```$", section, re.DOTALL | re.MULTILINE)
+    return [text for found, text in blocks if found == kind]
 
 
 def summaries_of(code: str, finished: Path, folder: Path) -> list[str]:
