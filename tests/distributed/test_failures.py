@@ -72,6 +72,7 @@ def test_a_second_failure_shows_its_own_reason_alone(tmp_path: Path) -> None:
         (corpus / "validation.jsonl").write_text(good + row)
         result = launch(recipe)
         assert result.returncode == 2
-        first, *lines = [line for line in result.stdout.splitlines() if line.strip()]
+        begun, first, *lines = [line for line in result.stdout.splitlines() if line.strip()]
+        assert "prepare: begins at" in begun
         assert "prepare: wrong input after" in first
         assert len(lines) == 1 and said in lines[0] and lines[0].startswith(str(corpus)), result.stdout
