@@ -311,7 +311,9 @@ def _record_removed(run: Run) -> None:
                 write_json(run.folder / group / name / REMOVED, {"settings": blocks[name]})
         for name in names_in(begun, group):
             if name in names_in(run, group):
-                (run.folder / group / name / REMOVED).unlink(missing_ok=True)
+                marker = run.folder / group / name / REMOVED
+                if marker.is_file():
+                    marker.unlink()
 
 
 def _teaching_changed(run: Run) -> bool:

@@ -420,3 +420,9 @@ def test_the_first_labels_or_students_are_added(group: str, tmp_path: Path) -> N
     assert look(tmp_path, RECIPE).needs == ()
     open_run(parse_recipe(RECIPE), tmp_path)
     refuse_while_queued(Run(parse_recipe(RECIPE), tmp_path / "x"), (), ["17"])
+
+
+def test_a_file_in_place_of_a_folder_is_the_fault_of_its_own_student(finished: Path) -> None:
+    shutil.rmtree(finished / "x" / "students" / "sft")
+    (finished / "x" / "students" / "sft").write_text("no folder")
+    open_run(parse_recipe(RECIPE), finished)
