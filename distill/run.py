@@ -109,10 +109,6 @@ class Member:
         """While they are tried; removed once all are scored."""
         return self.folder / "search"
 
-    def has_decoded(self) -> bool:
-        """True where anything was made, or begun, that depends on how it decodes."""
-        return any(path.exists() for path in (self.search, self.folder / "evaluation", self.benchmark))
-
     def evaluation(self, split: Split) -> Path:
         return self.folder / "evaluation" / split
 
